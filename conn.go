@@ -1,0 +1,471 @@
+package pqproxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+	proxyproto "github.com/pires/go-proxyproto"
+	"go.uber.org/zap"
+)
+
+// conn is one client connection. It belongs to the goroutine of serve; others that touch it are named
+// where they do.
+type conn struct {
+	record // reason, closedBy and err are guarded by mu, the rest belongs to serve's goroutine
+
+	owner  *state
+	limits *Limits
+	start  time.Time
+
+	ctx    context.Context // ends with the connection, or when it is aborted
+	cancel context.CancelFunc
+
+	clientWire *clientWire
+	tls        *tls.Conn
+
+	routed  atomic.Pointer[route] // the route, for whoever looks from outside; nil: none yet
+	entered bool                  // counted on the route
+	ending  atomic.Bool           // an end has been scheduled
+
+	expect           endReason // why crypto/tls is about to refuse the hello
+	alerted          bool      // the client was sent an alert, which a reset would take from it
+	order            []*upstream
+	offerProto       string        // ALPN that both sides shall have; empty: none
+	negotiatedSignal chan struct{} // closed when state is known, before the client's Finished
+
+	dialed    chan dialResult // nil: no dial was started
+	earlySlot bool
+
+	mu      sync.Mutex
+	up      *upstreamConn // guarded by mu
+	aborted bool          // guarded by mu
+
+	in, out      atomic.Int64  // bytes relayed
+	lastActive   atomic.Int64  // nanoseconds since start
+	halfClosed   atomic.Bool   // one side has ended
+	clientEnded  atomic.Bool   // the client was the first
+	firstByteIn  atomic.Int64  // nanoseconds from the start of the relay; 0: none yet
+	relayStarted time.Duration // since start
+	idle         *time.Timer
+}
+
+// serve serves one connection from caddy-l4 and returns when it has ended and left its record.
+func (s *state) serve(cx *layer4.Connection) {
+	c := s.newConn(cx)
+	s.live.add(c)
+	defer c.finish()
+
+	// The handshake has a goroutine of its own so that the stack it grows is given back before the
+	// connection idles.
+	handshaken := make(chan bool, 1)
+	go c.handshakeInto(handshaken)
+	if !<-handshaken {
+		return
+	}
+	up, err := c.awaitUpstream()
+	if err != nil {
+		c.end(err.reason, sideEdge, err)
+		c.clientWire.reset() // never close_notify: the client must not take it for an end
+		return
+	}
+	c.relay(up)
+}
+
+// newConn prepares a connection. Bytes that a matcher has prefetched are read through cx.
+func (s *state) newConn(cx *layer4.Connection) *conn {
+	c := &conn{
+		owner:            s,
+		limits:           &s.settings.Load().limits,
+		start:            time.Now(),
+		negotiatedSignal: make(chan struct{}),
+	}
+	c.id = newConnID()
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.clientWire = &clientWire{conn: c, helloLeft: c.limits.MaxHello}
+	c.clientWire.Conn = cx
+	c.client = addrPort(cx.RemoteAddr())
+
+	switch inner := beneath(cx).(type) {
+	case *acceptedConn:
+		c.start = inner.accepted
+		c.clientWire.sock = inner
+	case socket:
+		c.clientWire.sock = inner
+	}
+	if cx.Conn == net.Conn(c.clientWire.sock) {
+		c.clientWire.raw = rawConn(c.clientWire.sock)
+		c.clientWire.prefetched = func() int { return len(cx.MatchingBytes()) }
+	}
+	return c
+}
+
+// beneath returns the connection below all layers whose kind is known.
+func beneath(c net.Conn) net.Conn {
+	for {
+		switch layer := c.(type) {
+		case *layer4.Connection:
+			c = layer.Conn
+		case *proxyproto.Conn:
+			c = layer.Raw()
+		default:
+			return c
+		}
+	}
+}
+
+// addrPort returns the address of a TCP peer, or the zero value for others.
+func addrPort(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort()
+	}
+	return netip.AddrPort{}
+}
+
+// handshakeInto runs the handshake and tells whether it succeeded.
+func (c *conn) handshakeInto(done chan<- bool) {
+	ok := false
+	defer func() { done <- ok }()
+	defer c.survivePanic()
+	ok = c.shakeHands()
+}
+
+// shakeHands runs the handshake with the client under handshake_timeout.
+func (c *conn) shakeHands() bool {
+	_ = c.clientWire.SetDeadline(c.start.Add(time.Duration(c.limits.HandshakeTimeout)))
+	c.tls = tls.Server(c.clientWire, c.owner.outer)
+	err := c.tls.Handshake()
+	c.sentAnything = c.clientWire.received
+	if c.clientWire.helloParsed {
+		c.handshake = time.Since(c.start) - c.helloWait
+	}
+	c.releaseEarlySlot()
+	if err != nil {
+		c.handshakeFailed(err)
+		return false
+	}
+	_ = c.clientWire.SetDeadline(time.Time{})
+	metrics.handshake(&c.record)
+	return true
+}
+
+// handshakeFailed decides what the record says of a failed handshake. What the client hears was decided
+// where it failed.
+func (c *conn) handshakeFailed(err error) {
+	c.alerted = !errors.Is(err, os.ErrDeadlineExceeded)
+	w := c.clientWire
+	var notTLS tls.RecordHeaderError
+	var remote *net.OpError
+	switch {
+	case errors.Is(err, errRefused): // the record says why
+	case c.expect != "":
+		c.end(c.expect, sideEdge, err)
+	case errors.Is(err, os.ErrDeadlineExceeded) && !w.helloParsed:
+		c.end(reasonHelloTimeout, sideEdge, nil)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.end(reasonHandshakeTime, sideEdge, nil)
+	case w.gone && !w.received:
+		c.end(reasonNoHello, sideClient, nil)
+	case w.gone:
+		c.end(reasonClientGone, sideClient, err)
+	case errors.As(err, &notTLS):
+		c.end(reasonNotTLS, sideEdge, err)
+	case !w.helloParsed:
+		c.end(reasonBadHello, sideEdge, err)
+	case errors.As(err, &remote) && remote.Op == "remote error":
+		c.end(reasonHandshake, sideClient, fmt.Errorf("the client sent an alert: %w", remote.Err))
+	default:
+		c.end(reasonHandshake, sideEdge, err)
+	}
+}
+
+// refuse sends an alert in clear before our ServerHello, mutes the one that crypto/tls would send, and
+// returns the error that ends the handshake.
+func (c *conn) refuse(alert byte, reason endReason, err error) error {
+	c.end(reason, sideEdge, err)
+	// An alert record of legacy version 3.3, level fatal (RFC 8446, sections 5.1 and 6).
+	_, _ = c.clientWire.Conn.Write([]byte{21, 3, 3, 0, 2, 2, alert})
+	c.clientWire.muted = true
+	return errRefused
+}
+
+// end says how the connection ended, unless that has been said: the first word counts. Any goroutine may
+// call it.
+func (c *conn) end(reason endReason, by side, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reason == "" {
+		c.reason, c.closedBy, c.err = reason, by, err
+	}
+}
+
+// abort ends the connection from outside by resetting both sides. Any goroutine may call it, at any time.
+func (c *conn) abort(reason endReason, by side, err error) {
+	c.end(reason, by, err)
+	c.mu.Lock()
+	c.aborted = true
+	up := c.up
+	c.mu.Unlock()
+	c.cancel()
+	c.clientWire.reset()
+	if up != nil {
+		up.reset()
+	}
+}
+
+// awaitUpstream returns the upstream connection: the early dial's, or a new one.
+func (c *conn) awaitUpstream() (*upstreamConn, *dialError) {
+	if c.dialed == nil {
+		c.startDial()
+	}
+	result := <-c.dialed
+	c.dialed = nil
+	c.upstreamConnect, c.upstreamHandshake = result.connect, result.handshake
+	c.upstream = result.dial
+	if result.err != nil {
+		return nil, result.err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.up = result.conn
+	if c.aborted {
+		return nil, &dialError{reason: reasonInternal, err: context.Canceled} // the reason has been said
+	}
+	if result.conn.leg.tls != nil {
+		c.upstreamTLS = true
+		c.upState = result.conn.state
+	}
+	return result.conn, nil
+}
+
+// relay copies both ways until both sides ended.
+func (c *conn) relay(up *upstreamConn) {
+	client := &leg{wire: &c.clientWire.wire, tls: c.tls}
+	client.startRelay()
+	up.startRelay()
+	c.relayStarted = time.Since(c.start)
+	c.lastActive.Store(int64(c.relayStarted))
+	c.idle = time.AfterFunc(time.Duration(c.limits.IdleTimeout), c.checkIdle)
+
+	downDone := make(chan struct{})
+	go c.relayDown(client, &up.leg, downDone)
+	c.relayUp(&up.leg, client)
+	<-downDone
+	c.idle.Stop()
+}
+
+// relayUp relays what the client sends, until it ends.
+func (c *conn) relayUp(up, client *leg) {
+	defer c.survivePanic()
+	c.direction(up, client, sideClient, func(n int) {
+		c.in.Add(int64(n))
+		c.touch()
+	})
+}
+
+// relayDown relays what the upstream sends, until it ends.
+func (c *conn) relayDown(client, up *leg, done chan<- struct{}) {
+	defer close(done)
+	defer c.survivePanic()
+	c.direction(client, up, sideUpstream, func(n int) {
+		if c.out.Add(int64(n)) == int64(n) {
+			c.firstByteIn.Store(int64(time.Since(c.start) - c.relayStarted))
+		}
+		c.touch()
+	})
+}
+
+// direction relays one way and passes on how it ended.
+func (c *conn) direction(dst, src *leg, from side, relayed func(n int)) {
+	ended, readErr, writeErr := relayUntilEnd(dst, src, relayed)
+	switch {
+	case writeErr != nil && from == sideClient:
+		c.abort(c.earlyOr(reasonUpstreamReset), sideUpstream, c.explainEarly(fmt.Errorf("writing to the upstream: %w", writeErr)))
+	case writeErr != nil:
+		c.abort(reasonClientReset, sideClient, fmt.Errorf("writing to the client: %w", writeErr))
+	case ended == endedReset && from == sideClient:
+		c.abort(reasonClientReset, sideClient, fmt.Errorf("reading from the client: %w", readErr))
+	case ended == endedReset:
+		c.abort(c.earlyOr(reasonUpstreamReset), sideUpstream, c.explainEarly(fmt.Errorf("reading from the upstream: %w", readErr)))
+	case from == sideUpstream && c.endedEarly() && !(src.tls != nil && ended == endedNotify):
+		// Not even TLS says that this end was meant: the client must not take it for one.
+		c.abort(reasonUpClosedEarly, sideUpstream, c.explainEarly(errors.New("the upstream closed the connection")))
+	default:
+		if from == sideUpstream && c.endedEarly() {
+			c.end(reasonUpClosedEarly, sideUpstream, c.explainEarly(errors.New("the upstream closed the connection")))
+		}
+		if !c.halfClosed.Swap(true) {
+			c.mu.Lock()
+			if c.closedBy == "" {
+				c.closedBy = from
+			}
+			c.mu.Unlock()
+			c.clientEnded.Store(from == sideClient)
+			c.touch()
+			c.idle.Reset(time.Duration(c.limits.Linger))
+		}
+		dst.closeWrite(ended)
+	}
+}
+
+// endedEarly reports whether an end of the upstream comes before its first byte and before the client
+// ended.
+func (c *conn) endedEarly() bool { return c.out.Load() == 0 && !c.clientEnded.Load() }
+
+// earlyOr returns upstream_closed_early if the upstream has sent nothing, else the reason given.
+func (c *conn) earlyOr(reason endReason) endReason {
+	if c.endedEarly() {
+		return reasonUpClosedEarly
+	}
+	return reason
+}
+
+// explainEarly adds what usually makes an upstream hang up before its first byte.
+func (c *conn) explainEarly(err error) error {
+	if !c.endedEarly() {
+		return err
+	}
+	return fmt.Errorf("%w before its first byte: %s", err, c.route.proxyHint())
+}
+
+// touch notes that something was relayed.
+func (c *conn) touch() { c.lastActive.Store(int64(time.Since(c.start))) }
+
+// checkIdle ends the connection if nothing was relayed for idle_timeout, or for linger once one side has
+// ended. It runs on the timer's goroutine.
+func (c *conn) checkIdle() {
+	limit, what := time.Duration(c.limits.IdleTimeout), "nothing was relayed for idle_timeout (%s)"
+	if c.halfClosed.Load() {
+		limit, what = time.Duration(c.limits.Linger), "one side ended, and nothing was relayed for linger (%s)"
+	}
+	quiet := time.Since(c.start) - time.Duration(c.lastActive.Load())
+	if quiet < limit {
+		c.idle.Reset(limit - quiet)
+		return
+	}
+	c.abort(reasonIdleTimeout, sideEdge, fmt.Errorf(what, limit))
+}
+
+// survivePanic keeps a panic in one connection from ending the process.
+func (c *conn) survivePanic() {
+	if p := recover(); p != nil {
+		c.owner.settings.Load().logger.Error("connection panicked",
+			zap.String(keyID, c.id.String()), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+		c.abort(reasonInternal, sideEdge, fmt.Errorf("panic: %v", p))
+	}
+}
+
+// finish closes what the connection opened and leaves its record.
+func (c *conn) finish() {
+	c.cancel()
+	c.releaseEarlySlot()
+	if c.dialed != nil {
+		result := <-c.dialed
+		c.upstreamConnect, c.upstreamHandshake = result.connect, result.handshake
+		if result.conn != nil {
+			result.conn.close()
+		}
+	}
+	c.mu.Lock()
+	up := c.up
+	c.mu.Unlock()
+	if up != nil {
+		up.close()
+	}
+	if c.alerted {
+		c.clientWire.closeGently()
+	} else {
+		_ = c.clientWire.Close()
+	}
+	if c.entered {
+		c.route.open.Add(-1)
+	}
+	c.owner.live.remove(c)
+
+	c.mu.Lock() // a drain or the admin API may hold on to c still
+	if c.reason == "" {
+		c.reason = reasonDone // direction has said who ended first
+	}
+	c.mu.Unlock()
+	c.bytesIn, c.bytesOut = c.in.Load(), c.out.Load()
+	c.firstByte = time.Duration(c.firstByteIn.Load())
+	c.duration = time.Since(c.start)
+	metrics.ended(&c.record)
+	c.record.log(c.owner.settings.Load().accessLog)
+}
+
+// clientWire is the wire of a client's connection, with what only matters until its hello is parsed.
+type clientWire struct {
+	wire
+	conn *conn
+
+	helloLeft   int  // bytes that the hello may still take on the wire
+	helloParsed bool // crypto/tls has a hello
+	received    bool // at least one byte
+	gone        bool // the client ended or reset the connection
+	muted       bool // we have sent an alert of our own
+}
+
+// Read reads for crypto/tls. Until there is a hello it bounds what crypto/tls may read, prefetched bytes
+// included: crypto/tls itself would take 64 KiB.
+func (w *clientWire) Read(p []byte) (int, error) {
+	if w.relaying {
+		return w.wire.Read(p)
+	}
+	if !w.helloParsed {
+		if w.helloLeft == 0 {
+			return 0, w.conn.refuse(alertDecodeError, reasonHelloTooLarge,
+				fmt.Errorf("the hello is longer than max_hello (%d bytes)", w.conn.limits.MaxHello))
+		}
+		p = p[:min(len(p), w.helloLeft)]
+	}
+	n, err := w.wire.Read(p)
+	w.helloLeft -= n
+	w.received = w.received || n > 0
+	w.gone = w.gone || errors.Is(err, io.EOF) || isReset(err)
+	return n, err
+}
+
+// helloDone lifts the bound on the hello.
+func (w *clientWire) helloDone() { w.helloParsed = true }
+
+// Write writes for crypto/tls, unless an alert of ours has been the last word.
+func (w *clientWire) Write(p []byte) (int, error) {
+	if w.muted {
+		return len(p), nil
+	}
+	return w.wire.Write(p)
+}
+
+// lingerAfterAlert bounds how long and how much is read from a client that was sent an alert: closing
+// a socket with unread bytes sends a reset, which can overtake the alert.
+const (
+	lingerAfterAlert      = time.Second
+	lingerAfterAlertBytes = 256 << 10
+)
+
+// closeGently ends our direction, waits for the client to end its own, and closes.
+func (w *clientWire) closeGently() {
+	defer w.Close()
+	if w.sock == nil || w.gone || w.sock.CloseWrite() != nil {
+		return
+	}
+	_ = w.SetReadDeadline(time.Now().Add(lingerAfterAlert))
+	_, _ = io.CopyN(io.Discard, w.Conn, lingerAfterAlertBytes)
+}
+
+// isReset reports whether an error says that the peer reset the connection, or is gone.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNABORTED)
+}

@@ -1,0 +1,383 @@
+package domain
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+)
+
+// Parse reads a record that src gave: one JSON object and nothing behind it, at most MaxSize bytes. The
+// names of fields are compared exactly. Unknown fields, fields given twice, values of another type (null
+// too), and text that is not UTF-8 are faults. The result is in normal form; see Normalize for its rules.
+//
+// On failure it returns nil and all faults of the record, joined: see Error and Errors.
+func Parse(data []byte, src Source) (*Domain, error) {
+	var f, semantic faults
+	given := decode(data, &f)
+	d, name := normalize(&given, src, &semantic)
+	f.merge(&semantic)
+	if err := f.err(name); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// UnmarshalJSON reads JSON with the strictness of Parse, whatever decoder calls it, and judges no values:
+// call Normalize before using d. On failure d stays as it was.
+//
+// A decoder that read the text into a map before, as Caddy does with its configuration, has already
+// dropped fields given twice.
+func (d *Domain) UnmarshalJSON(data []byte) error {
+	var f faults
+	read := decode(data, &f)
+	if err := f.err(recordName(read.Name)); err != nil {
+		return err
+	}
+	*d = read
+	return nil
+}
+
+// recordName returns what errors call the record that gives this name.
+func recordName(name string) string {
+	if normal, err := NormalName(name); err == nil {
+		return normal
+	}
+	return shorten(name)
+}
+
+// decode reads as much of data as can be understood and reports the rest to f.
+func decode(data []byte, f *faults) (d Domain) {
+	if err := checkSyntax(data); err != nil {
+		f.add("", err)
+		return d
+	}
+	r := decoder{data: data, faults: f}
+	r.domain(&d)
+	return d
+}
+
+// checkSyntax returns nil if data is one JSON text. encoding/json limits its nesting, and decoder goes no
+// deeper than the fields of a domain do.
+func checkSyntax(data []byte) error {
+	if len(data) > MaxSize {
+		return fmt.Errorf("the record has %d bytes, more than the %d allowed; shorten its PEM texts", len(data), MaxSize)
+	}
+	// RFC 8259 section 8.1 asks for UTF-8; encoding/json would replace what is not.
+	if !utf8.Valid(data) {
+		return errors.New("the record is not UTF-8 text; encode it as UTF-8")
+	}
+	if json.Valid(data) {
+		return nil
+	}
+	var text json.RawMessage
+	err := json.Unmarshal(data, &text)
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return fmt.Errorf("the record is not one JSON object: byte %d: %w", syntax.Offset, err)
+	}
+	return err
+}
+
+// decoder reads a domain from JSON. encoding/json cannot: it takes "NAME" for "name", the last of two
+// values, and null for anything, stops at the first fault, and does not say in which element it is.
+type decoder struct {
+	data []byte // has passed checkSyntax, so no method looks for bad syntax again
+	pos  int
+	*faults
+}
+
+func (r *decoder) domain(d *Domain) {
+	r.object(func(key string) bool {
+		switch key {
+		case "name":
+			readString(r, &d.Name)
+		case "tenant":
+			readString(r, &d.Tenant)
+		case "upstreams":
+			r.array(func() {
+				var u Upstream
+				r.upstream(&u)
+				d.Upstreams = append(d.Upstreams, u)
+			})
+		case "load_balancing":
+			readString(r, &d.LoadBalancing)
+		case "proxy_protocol":
+			readString(r, &d.ProxyProtocol)
+		case "post_quantum":
+			readString(r, &d.PostQuantum)
+		case "alpn":
+			r.array(func() {
+				var name string
+				readString(r, &name)
+				d.ALPN = append(d.ALPN, name)
+			})
+		case "certificate":
+			r.certificate(&d.Certificate)
+		case "max_connections":
+			r.int(&d.MaxConnections)
+		case "suspended":
+			r.bool(&d.Suspended)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+func (r *decoder) upstream(u *Upstream) {
+	r.object(func(key string) bool {
+		switch key {
+		case "dial":
+			readString(r, &u.Dial)
+		case "tls":
+			u.TLS = new(UpstreamTLS)
+			r.upstreamTLS(u.TLS)
+		case "region":
+			readString(r, &u.Region)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+func (r *decoder) upstreamTLS(t *UpstreamTLS) {
+	r.object(func(key string) bool {
+		switch key {
+		case "server_name":
+			readString(r, &t.ServerName)
+		case "ca_pem":
+			readString(r, &t.CAPEM)
+		case "ca_file":
+			readString(r, &t.CAFile)
+		case "post_quantum":
+			readString(r, &t.PostQuantum)
+		case "insecure_skip_verify":
+			r.bool(&t.InsecureSkipVerify)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+func (r *decoder) certificate(c *Certificate) {
+	r.object(func(key string) bool {
+		switch key {
+		case "source":
+			readString(r, &c.Source)
+		case "chain_pem":
+			readString(r, &c.ChainPEM)
+		case "key_pem":
+			readString(r, &c.KeyPEM)
+		case "chain_file":
+			readString(r, &c.ChainFile)
+		case "key_file":
+			readString(r, &c.KeyFile)
+		case "fallback":
+			readString(r, &c.Fallback)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+// object reads an object. member reads the value of a field it knows and returns true, or returns false
+// and reads nothing.
+func (r *decoder) object(member func(key string) bool) {
+	if !r.is('{', "an object") {
+		return
+	}
+	r.pos++
+	var seen []string // fields known to member only, so few that a linear search is best
+	for c := r.next(); c != '}'; c = r.next() {
+		if c == ',' {
+			r.pos++
+			r.next()
+		}
+		key := r.text()
+		r.next()
+		r.pos++ // the colon
+		mark := r.enter(pathKey(key))
+		if slices.Contains(seen, key) {
+			r.addf("", "the field is given twice; keep one")
+			r.skip()
+		} else if member(key) {
+			seen = append(seen, key)
+		} else {
+			r.addf("", "unknown field; remove it or correct its spelling (upper and lower case differ)")
+			r.skip()
+		}
+		r.leave(mark)
+	}
+	r.pos++
+}
+
+// array reads an array; element reads one value.
+func (r *decoder) array(element func()) {
+	if !r.is('[', "an array") {
+		return
+	}
+	r.pos++
+	i := 0
+	for c := r.next(); c != ']'; c = r.next() {
+		if c == ',' {
+			r.pos++
+		}
+		mark := r.index(i)
+		element()
+		r.leave(mark)
+		i++
+	}
+	r.pos++
+}
+
+func readString[T ~string](r *decoder, to *T) {
+	if r.is('"', "a string") {
+		*to = T(r.text())
+	}
+}
+
+func (r *decoder) bool(to *bool) {
+	if c := r.next(); c == 't' || c == 'f' {
+		*to = c == 't'
+		r.skip()
+		return
+	}
+	r.wrongType("true or false")
+}
+
+func (r *decoder) int(to *int) {
+	if c := r.next(); c != '-' && (c < '0' || c > '9') {
+		r.wrongType("a whole number")
+		return
+	}
+	start := r.pos
+	r.skip()
+	n, err := strconv.Atoi(string(r.data[start:r.pos]))
+	if err != nil {
+		r.addf("", "must be a whole number up to %d, in digits only", math.MaxInt)
+		return
+	}
+	*to = n
+}
+
+// is reports whether the next value begins with c; else it reports a fault and skips the value.
+func (r *decoder) is(c byte, want string) bool {
+	if r.next() == c {
+		return true
+	}
+	r.wrongType(want)
+	return false
+}
+
+func (r *decoder) wrongType(want string) {
+	var got string
+	switch r.next() {
+	case 'n':
+		r.addf("", "must be %s, not null; leave the field out to get its default", want)
+		r.skip()
+		return
+	case '{':
+		got = "an object"
+	case '[':
+		got = "an array"
+	case '"':
+		got = "a string"
+	case 't', 'f':
+		got = "a boolean"
+	default:
+		got = "a number"
+	}
+	r.addf("", "must be %s, not %s", want, got)
+	r.skip()
+}
+
+// next goes over white space and returns the byte there.
+func (r *decoder) next() byte {
+	for {
+		switch c := r.data[r.pos]; c {
+		case ' ', '\t', '\r', '\n':
+			r.pos++
+		default:
+			return c
+		}
+	}
+}
+
+// skip goes over one value.
+func (r *decoder) skip() {
+	depth := 0
+	for {
+		switch r.next() {
+		case '"':
+			r.quoted()
+		case '{', '[':
+			depth++
+			r.pos++
+		case '}', ']':
+			depth--
+			r.pos++
+		case ',', ':':
+			r.pos++
+		default:
+			r.literal()
+		}
+		if depth == 0 {
+			return
+		}
+	}
+}
+
+// literal goes over a number, true, false or null.
+func (r *decoder) literal() {
+	for r.pos < len(r.data) {
+		switch r.data[r.pos] {
+		case ' ', '\t', '\r', '\n', ',', ':', ']', '}':
+			return
+		}
+		r.pos++
+	}
+}
+
+// quoted goes over a string and returns it with its quotation marks.
+func (r *decoder) quoted() (raw []byte, escaped bool) {
+	start := r.pos
+	for r.pos++; r.data[r.pos] != '"'; r.pos++ {
+		if r.data[r.pos] == '\\' {
+			escaped = true
+			r.pos++
+		}
+	}
+	r.pos++
+	return r.data[start:r.pos], escaped
+}
+
+// text reads a string.
+func (r *decoder) text() (s string) {
+	raw, escaped := r.quoted()
+	if !escaped {
+		return string(raw[1 : len(raw)-1])
+	}
+	if err := json.Unmarshal(raw, &s); err != nil {
+		r.add("", err)
+	}
+	return s
+}
+
+// pathKey returns key as a field's path shows it: a field that we do not know may have any name.
+func pathKey(key string) string {
+	if key == "" || len(key) > maxQuoted {
+		return quote(key)
+	}
+	for _, c := range []byte(key) {
+		if c != '_' && c != '-' && (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') {
+			return quote(key)
+		}
+	}
+	return key
+}

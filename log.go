@@ -1,0 +1,203 @@
+package pqproxy
+
+import (
+	"crypto/tls"
+	"encoding/base32"
+	"net/netip"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// endReason says how a connection ended. Each value is a metric label too; docs/connection-log.md says
+// what each means and what to do about it.
+type endReason string
+
+const (
+	reasonDone          endReason = "done"
+	reasonIdleTimeout   endReason = "idle_timeout"
+	reasonDrained       endReason = "drained"
+	reasonEndedByAdmin  endReason = "ended_by_admin"
+	reasonDomainRemoved endReason = "domain_removed"
+	reasonSuspended     endReason = "suspended"
+	reasonOverLimit     endReason = "over_limit"
+	reasonDomainOver    endReason = "domain_over_limit"
+	reasonNoHello       endReason = "no_hello"
+	reasonHelloTimeout  endReason = "hello_timeout"
+	reasonNotTLS        endReason = "not_tls"
+	reasonBadHello      endReason = "bad_hello"
+	reasonHelloTooLarge endReason = "hello_too_large"
+	reasonNoSNI         endReason = "no_sni"
+	reasonUnknownDomain endReason = "unknown_domain"
+	reasonTLSVersion    endReason = "tls_version"
+	reasonNoCommonGroup endReason = "no_common_group"
+	reasonALPNMismatch  endReason = "alpn_mismatch"
+	reasonEarlyData     endReason = "early_data"
+	reasonNoCertificate endReason = "no_certificate"
+	reasonHandshakeTime endReason = "handshake_timeout"
+	reasonHandshake     endReason = "handshake_failed"
+	reasonClientGone    endReason = "client_gone"
+	reasonACMEChallenge endReason = "acme_challenge"
+	reasonRefused       endReason = "upstream_refused"
+	reasonUpTimeout     endReason = "upstream_timeout"
+	reasonUnreachable   endReason = "upstream_unreachable"
+	reasonUpDenied      endReason = "upstream_denied"
+	reasonUpLoop        endReason = "upstream_loop"
+	reasonUpCertificate endReason = "upstream_certificate"
+	reasonUpTLS         endReason = "upstream_tls"
+	reasonUpGroup       endReason = "upstream_group"
+	reasonUpALPN        endReason = "upstream_alpn"
+	reasonUpClosedEarly endReason = "upstream_closed_early"
+	reasonClientReset   endReason = "client_reset"
+	reasonUpstreamReset endReason = "upstream_reset"
+	reasonInternal      endReason = "internal"
+)
+
+// side says who ended a connection.
+type side string
+
+const (
+	sideClient   side = "client"
+	sideUpstream side = "upstream"
+	sideEdge     side = "edge"
+)
+
+// The keys of the connection record.
+const (
+	keyID                = "id"
+	keyServerName        = "server_name"
+	keyDomain            = "domain"
+	keyTenant            = "tenant"
+	keySource            = "source"
+	keyClientIP          = "client_ip"
+	keyClientPort        = "client_port"
+	keyTLSVersion        = "tls_version"
+	keyCipherSuite       = "cipher_suite"
+	keyGroup             = "group"
+	keyPostQuantum       = "post_quantum"
+	keyOfferedPQ         = "offered_post_quantum"
+	keyHelloRetry        = "hello_retry"
+	keyResumed           = "resumed"
+	keyALPN              = "alpn"
+	keyUpstream          = "upstream"
+	keyUpstreamGroup     = "upstream_group"
+	keyUpstreamPQ        = "upstream_post_quantum"
+	keyUpstreamResumed   = "upstream_resumed"
+	keyProxyProtocol     = "proxy_protocol"
+	keyHelloWait         = "hello_wait"
+	keyHandshake         = "handshake"
+	keyUpstreamConnect   = "upstream_connect"
+	keyUpstreamHandshake = "upstream_handshake"
+	keyFirstByte         = "first_byte"
+	keyDuration          = "duration"
+	keyBytesIn           = "bytes_in"
+	keyBytesOut          = "bytes_out"
+	keyClosedBy          = "closed_by"
+	keyEndReason         = "end_reason"
+	keyError             = "error"
+)
+
+// record is what one connection leaves behind: its log line, and what the metrics count. Durations are
+// zero where the connection did not get that far.
+type record struct {
+	id         connID
+	serverName string // as the client sent it, in lower case; empty: none
+	route      *route // nil: none found
+	client     netip.AddrPort
+
+	offeredPQ   bool
+	negotiated  bool                // whether state is set
+	state       tls.ConnectionState // of the client's side
+	upstream    string              // dial address of the last one tried
+	upstreamTLS bool
+	upState     tls.ConnectionState
+
+	helloWait, handshake               time.Duration
+	upstreamConnect, upstreamHandshake time.Duration
+	firstByte, duration                time.Duration
+
+	bytesIn, bytesOut int64
+	sentAnything      bool // whether the peer sent a byte
+
+	closedBy side
+	reason   endReason
+	err      error
+}
+
+// log writes the record at level info, or debug if the peer sent nothing: health checks and scans.
+func (r *record) log(logger *zap.Logger) {
+	level := zapcore.InfoLevel
+	if !r.sentAnything {
+		level = zapcore.DebugLevel
+	}
+	entry := logger.Check(level, "connection")
+	if entry == nil {
+		return
+	}
+	fields := make([]zap.Field, 0, 32)
+	add := func(f ...zap.Field) { fields = append(fields, f...) }
+	add(zap.String(keyID, r.id.String()))
+	if r.serverName != "" {
+		add(zap.String(keyServerName, r.serverName))
+	}
+	if r.route != nil {
+		add(zap.String(keyDomain, r.route.Name), zap.String(keyTenant, r.route.Tenant),
+			zap.String(keySource, string(r.route.source)))
+	}
+	if r.client.IsValid() {
+		add(zap.String(keyClientIP, r.client.Addr().Unmap().String()), zap.Uint16(keyClientPort, r.client.Port()))
+	}
+	if r.serverName != "" || r.route != nil {
+		add(zap.Bool(keyOfferedPQ, r.offeredPQ))
+	}
+	if r.negotiated {
+		add(zap.String(keyTLSVersion, tls.VersionName(r.state.Version)),
+			zap.String(keyCipherSuite, tls.CipherSuiteName(r.state.CipherSuite)),
+			zap.String(keyGroup, r.state.CurveID.String()),
+			zap.Bool(keyPostQuantum, isPostQuantum(r.state.CurveID)),
+			zap.Bool(keyHelloRetry, r.state.HelloRetryRequest),
+			zap.Bool(keyResumed, r.state.DidResume),
+			zap.String(keyALPN, r.state.NegotiatedProtocol))
+	}
+	if r.upstream != "" {
+		add(zap.String(keyUpstream, r.upstream))
+	}
+	if r.upstreamTLS {
+		add(zap.String(keyUpstreamGroup, r.upState.CurveID.String()),
+			zap.Bool(keyUpstreamPQ, isPostQuantum(r.upState.CurveID)),
+			zap.Bool(keyUpstreamResumed, r.upState.DidResume))
+	}
+	if r.route != nil {
+		add(zap.String(keyProxyProtocol, string(r.route.ProxyProtocol)))
+	}
+	add(zap.Duration(keyHelloWait, r.helloWait), zap.Duration(keyHandshake, r.handshake),
+		zap.Duration(keyUpstreamConnect, r.upstreamConnect), zap.Duration(keyUpstreamHandshake, r.upstreamHandshake),
+		zap.Duration(keyFirstByte, r.firstByte), zap.Duration(keyDuration, r.duration),
+		zap.Int64(keyBytesIn, r.bytesIn), zap.Int64(keyBytesOut, r.bytesOut),
+		zap.String(keyClosedBy, string(r.closedBy)), zap.String(keyEndReason, string(r.reason)))
+	if r.err != nil {
+		add(zap.String(keyError, r.err.Error()))
+	}
+	entry.Write(fields...)
+}
+
+// connID names one connection: a UUID of version 7 (RFC 9562, section 5.7).
+type connID uuid.UUID
+
+// crockford is Crockford's base32 in lower case.
+var crockford = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+// newConnID returns a new ID. It does not fail: crypto/rand ends the process where it cannot read.
+func newConnID() connID {
+	return connID(uuid.Must(uuid.NewV7()))
+}
+
+// String returns the ID as 26 characters of Crockford's base32: 130 bits, of which the first two are
+// zero, so that IDs sort as their times do.
+func (id connID) String() string {
+	var padded [20]byte // 32 characters, of which the first six are padding
+	copy(padded[4:], id[:])
+	return crockford.EncodeToString(padded[:])[6:]
+}

@@ -1,0 +1,89 @@
+package pqproxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the collectors of this process. They outlive config reloads, so that totals do not start
+// over, and are registered on the registry of every config.
+var metrics = newCollectors()
+
+type collectors struct {
+	connections      *prometheus.CounterVec
+	active           prometheus.Gauge
+	handshakes       *prometheus.CounterVec
+	handshakeSeconds *prometheus.HistogramVec
+	upstreamConnect  prometheus.Histogram
+	upstreamShakes   *prometheus.CounterVec
+	bytes            *prometheus.CounterVec
+	domains          *prometheus.GaugeVec
+}
+
+const metricsNamespace, metricsSubsystem = "caddy", "pqproxy"
+
+func newCollectors() *collectors {
+	opts := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help}
+	}
+	histogram := func(name, help string) prometheus.HistogramOpts {
+		return prometheus.HistogramOpts{
+			Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help,
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}
+	}
+	return &collectors{
+		connections: prometheus.NewCounterVec(prometheus.CounterOpts(opts("connections_total",
+			"Connections that ended, by how they ended.")), []string{"end_reason"}),
+		active: prometheus.NewGauge(prometheus.GaugeOpts(opts("connections_active",
+			"Connections open now. With connections_total they add up to all accepted."))),
+		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts(opts("handshakes_total",
+			"Completed handshakes with clients.")), []string{"group", "resumed", "hello_retry"}),
+		handshakeSeconds: prometheus.NewHistogramVec(histogram("handshake_seconds",
+			"From the complete ClientHello to the client's Finished."), []string{"group"}),
+		upstreamConnect: prometheus.NewHistogram(histogram("upstream_connect_seconds",
+			"From the start of the dial, name resolution included, to the TCP connection with the upstream.")),
+		upstreamShakes: prometheus.NewCounterVec(prometheus.CounterOpts(opts("upstream_handshakes_total",
+			"Completed handshakes with upstreams.")), []string{"group", "resumed"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts(opts("bytes_total",
+			"Bytes relayed, as the upstream sees them: in is from the client, out is to the client.")), []string{"direction"}),
+		domains: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("domains",
+			"Domains in the table, by source.")), []string{"source"}),
+	}
+}
+
+// register puts the collectors on a config's registry. One that is there already is ours: the collectors
+// are of the process.
+func (m *collectors) register(registry *prometheus.Registry) error {
+	for _, c := range []prometheus.Collector{
+		m.connections, m.active, m.handshakes, m.handshakeSeconds, m.upstreamConnect, m.upstreamShakes, m.bytes, m.domains,
+	} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return err
+		}
+	}
+	return nil
+}
+
+// handshake counts a completed handshake with a client.
+func (m *collectors) handshake(r *record) {
+	group := r.state.CurveID.String()
+	m.handshakes.WithLabelValues(group, strconv.FormatBool(r.state.DidResume), strconv.FormatBool(r.state.HelloRetryRequest)).Inc()
+	m.handshakeSeconds.WithLabelValues(group).Observe(r.handshake.Seconds())
+}
+
+// upstreamHandshake counts a completed handshake with an upstream.
+func (m *collectors) upstreamHandshake(state *tls.ConnectionState) {
+	m.upstreamShakes.WithLabelValues(state.CurveID.String(), strconv.FormatBool(state.DidResume)).Inc()
+}
+
+// ended counts a connection that left its record.
+func (m *collectors) ended(r *record) {
+	m.connections.WithLabelValues(string(r.reason)).Inc()
+	m.bytes.WithLabelValues("in").Add(float64(r.bytesIn))
+	m.bytes.WithLabelValues("out").Add(float64(r.bytesOut))
+}

@@ -1,0 +1,426 @@
+package pqproxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
+	"github.com/mholt/caddy-l4/layer4"
+	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/domain"
+)
+
+func init() {
+	caddy.RegisterModule(&App{})
+}
+
+// App is the post-quantum front door: the domains that are served and the limits that hold for all of
+// them. Connections reach it through the caddy-l4 handler `pqproxy`, whose server should listen on the
+// network `pqproxy/`:
+//
+//	{
+//		"apps": {
+//			"layer4": {"servers": {"front": {"listen": ["pqproxy/:443"], "routes": [{"handle": [{"handler": "pqproxy"}]}]}}},
+//			"pqproxy": {"domains": [{"name": "app.example.com", "upstreams": [{"dial": "10.0.0.5:8443", "tls": {}}],
+//				"certificate": {"source": "byoc", "chain_file": "/etc/ssl/app.pem", "key_file": "/etc/ssl/app.key"}}]}
+//		}
+//	}
+//
+// A config reload touches no connection, except those of domains that are gone, suspended or another tenant's.
+type App struct {
+	// Limits are the bounds and deadlines of every connection.
+	Limits Limits `json:"limits,omitzero"`
+
+	// Domains are those of source `static`. Placeholders such as `{env.*}` and `{file.*}` are replaced in
+	// names, addresses and file names.
+	Domains []domain.Domain `json:"domains,omitempty"`
+
+	ctx       caddy.Context
+	logger    *zap.Logger
+	accessLog *zap.Logger
+	handlers  atomic.Int64 // of the same config
+
+	drafts        []*draft
+	internal      *certmagic.Config // nil: no domain is internal
+	internalNames []string
+
+	state    *state
+	stopping sync.Once
+	release  bool // whether Cleanup must let go of the state
+}
+
+// Limits are the bounds and deadlines of every connection. Zero means the default; negative values are
+// refused.
+type Limits struct {
+	// MaxConnections is how many client connections may be open on listeners of the network `pqproxy/`, all
+	// together. Further ones are closed when accepted (`over_limit`). Default: half of what the descriptor
+	// limit leaves after a reserve of 512 (a quarter of the limit, if that is less), since each may need two
+	// descriptors, and at most a quarter of the memory limit (cgroup or GOMEMLIMIT) at 64 KiB each.
+	MaxConnections int `json:"max_connections,omitempty"`
+
+	// EarlyDials is how many upstreams may be dialled beside handshakes that are not finished. Past that
+	// the dial waits for the client's Finished. Default: 1024.
+	EarlyDials int `json:"early_dials,omitempty"`
+
+	// EarlyDialsPerClient bounds the same for one IPv4 address or IPv6 /64. Default: 64.
+	EarlyDialsPerClient int `json:"early_dials_per_client,omitempty"`
+
+	// MaxHello is the longest ClientHello in bytes on the wire, record headers included, from 512 to 65536.
+	// Longer ones get the alert decode_error (`hello_too_large`). Default: 16384.
+	MaxHello int `json:"max_hello,omitempty"`
+
+	// HandshakeTimeout is how long a client may take from the connection to its Finished, not counting the
+	// time that we wait for an upstream. Default: 10s.
+	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`
+
+	// DialTimeout is how long one attempt to reach an upstream may take, from name resolution to the end of
+	// its TLS handshake; all attempts for a connection may take three times that. Default: 5s.
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
+
+	// IdleTimeout ends a connection on which nothing was relayed either way for that long. Default: 1h.
+	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
+
+	// Linger is the idle timeout from when one side has ended. Default: 30s.
+	Linger caddy.Duration `json:"linger,omitempty"`
+
+	// GracePeriod is how long connections may go on when Caddy exits or a config without this app is loaded,
+	// and the time over which the connections of a domain that was removed or suspended are ended. The
+	// service manager must allow more (systemd: TimeoutStopSec). Default: 30s.
+	GracePeriod caddy.Duration `json:"grace_period,omitempty"`
+}
+
+const defaultGracePeriod = caddy.Duration(30 * time.Second)
+
+// Bounds of max_hello: the least that a hybrid hello needs with room for a long name, and what crypto/tls
+// reads at most.
+const maxHelloLeast, maxHelloMost = 512, 64 << 10
+
+// provision fills in defaults and reports fields that are out of range.
+func (l *Limits) provision() error {
+	var faults []error
+	count := func(field string, value *int, normal int) {
+		switch {
+		case *value < 0:
+			faults = append(faults, fmt.Errorf("limits.%s: %d is negative; leave it out for the default (%d)", field, *value, normal))
+		case *value == 0:
+			*value = normal
+		}
+	}
+	duration := func(field string, value *caddy.Duration, normal time.Duration) {
+		switch {
+		case *value < 0:
+			faults = append(faults, fmt.Errorf("limits.%s: %s is negative; leave it out for the default (%s)", field, time.Duration(*value), normal))
+		case *value == 0:
+			*value = caddy.Duration(normal)
+		}
+	}
+	count("max_connections", &l.MaxConnections, defaultMaxConnections(descriptorLimit(), memoryLimit()))
+	count("early_dials", &l.EarlyDials, 1024)
+	count("early_dials_per_client", &l.EarlyDialsPerClient, 64)
+	count("max_hello", &l.MaxHello, 16<<10)
+	duration("handshake_timeout", &l.HandshakeTimeout, 10*time.Second)
+	duration("dial_timeout", &l.DialTimeout, 5*time.Second)
+	duration("idle_timeout", &l.IdleTimeout, time.Hour)
+	duration("linger", &l.Linger, 30*time.Second)
+	duration("grace_period", &l.GracePeriod, time.Duration(defaultGracePeriod))
+	if l.MaxHello > 0 && (l.MaxHello < maxHelloLeast || l.MaxHello > maxHelloMost) {
+		faults = append(faults, fmt.Errorf("limits.max_hello: %d is not from %d to %d bytes", l.MaxHello, maxHelloLeast, maxHelloMost))
+	}
+	return errors.Join(faults...)
+}
+
+// connectionMemory is what a connection is reckoned to need at most when memory is what limits them.
+const connectionMemory = 64 << 10
+
+// defaultMaxConnections derives max_connections from the limits of the process; either may be unknown:
+// math.MaxInt64.
+func defaultMaxConnections(descriptors, memory int64) int {
+	most := int64(1 << 20)
+	if descriptors != math.MaxInt64 {
+		reserve := min(512, descriptors/4)
+		most = min(most, (descriptors-reserve)/2)
+	}
+	if memory != math.MaxInt64 {
+		most = min(most, memory/4/connectionMemory)
+	}
+	return int(max(most, 1))
+}
+
+// memoryLimit is the smaller of GOMEMLIMIT and the cgroup's limit, in bytes; math.MaxInt64 for none.
+func memoryLimit() int64 {
+	limit := debug.SetMemoryLimit(-1) // reads only
+	if cgroup, err := memlimit.FromCgroup(); err == nil && cgroup < math.MaxInt64 {
+		limit = min(limit, int64(cgroup))
+	}
+	return limit
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "pqproxy",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision checks the config, reads the files that it names and proves the groups. It changes nothing that is
+// in force.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	a.logger = ctx.Logger()
+	a.accessLog = a.logger.Named("log.access")
+	if err := a.Limits.provision(); err != nil {
+		return err
+	}
+	if err := a.prepareDomains(); err != nil {
+		return err
+	}
+	warning, err := checkGroups(a.policiesInUse())
+	if err != nil {
+		return err
+	}
+	if warning != "" {
+		a.logger.Warn(warning)
+	}
+	if err := metrics.register(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	value, _, err := states.LoadOrNew(stateKey, func() (caddy.Destructor, error) { return newState(), nil })
+	if err != nil {
+		return err
+	}
+	a.state, a.release = value.(*state), true
+	if len(a.internalNames) > 0 {
+		if a.internal, err = a.state.certs.internalIssuer(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// policiesInUse are the group policies of all domains and upstreams, and the default.
+func (a *App) policiesInUse() map[domain.PostQuantum]bool {
+	use := make(map[domain.PostQuantum]bool)
+	for _, d := range a.drafts {
+		use[d.PostQuantum] = true
+		for _, u := range d.Upstreams {
+			if u.TLS != nil {
+				use[u.TLS.PostQuantum] = true
+			}
+		}
+	}
+	if len(a.drafts) == 0 {
+		use[domain.Prefer] = true
+	}
+	return use
+}
+
+// prepareDomains makes drafts of the static domains. All faults of all of them are reported at once.
+func (a *App) prepareDomains() error {
+	var faults []error
+	seen := make(map[string]int)
+	for i := range a.Domains {
+		d, err := a.prepare(a.Domains[i].Clone())
+		if err != nil {
+			for _, fault := range domain.Errors(err) {
+				faults = append(faults, fmt.Errorf("domains[%d]: %w", i, fault))
+			}
+			if len(domain.Errors(err)) == 0 {
+				faults = append(faults, fmt.Errorf("domains[%d]: %w", i, err))
+			}
+			continue
+		}
+		if first, ok := seen[d.Name]; ok {
+			faults = append(faults, fmt.Errorf("domains[%d]: %w", i,
+				&domain.Error{Name: d.Name, Field: "name", Err: fmt.Errorf("domains[%d] has the same name; keep one of them", first)}))
+			continue
+		}
+		seen[d.Name] = i
+		for _, warning := range d.Warnings() {
+			a.logger.Warn(warning, zap.String(keyDomain, d.Name))
+		}
+		if d.Certificate.Source == domain.Internal {
+			a.internalNames = append(a.internalNames, d.Name)
+		}
+		a.drafts = append(a.drafts, d)
+	}
+	return errors.Join(faults...)
+}
+
+// prepare makes a draft of one static domain.
+func (a *App) prepare(d *domain.Domain) (*draft, error) {
+	if err := replacePlaceholders(d); err != nil {
+		return nil, err
+	}
+	if err := d.Normalize(domain.Static); err != nil {
+		return nil, err
+	}
+	out := &draft{Domain: d, source: domain.Static}
+	var faults []error
+	fault := func(field string, err error) {
+		faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
+	}
+	for i := range d.Upstreams {
+		u, err := newUpstream(d.Upstreams[i])
+		if err != nil {
+			fault(fmt.Sprintf("upstreams[%d].tls.ca_file", i), err)
+		}
+		out.upstreams = append(out.upstreams, u)
+	}
+	switch d.Certificate.Source {
+	case domain.ACME:
+		fault("certificate.source", errors.New("this version obtains no certificates by ACME; give chain_file and key_file, or source internal"))
+	case domain.BYOC:
+		pair, err := a.loadPair(d)
+		if err != nil {
+			faults = append(faults, err)
+		}
+		out.pair = pair
+	}
+	return out, errors.Join(faults...)
+}
+
+// loadPair reads and checks the pair of a static domain. One that is out of date is served all the same, and
+// warned about: refusing it would keep the other domains of the config from starting too.
+func (a *App) loadPair(d *domain.Domain) (*tls.Certificate, error) {
+	cert := &d.Certificate
+	var unreadable []error
+	read := func(field, file string, into *string) {
+		if file == "" {
+			return
+		}
+		content, err := os.ReadFile(file)
+		if err != nil {
+			unreadable = append(unreadable, &domain.Error{Name: d.Name, Field: field, Err: err})
+		}
+		*into = string(content)
+	}
+	chain, key := cert.ChainPEM, cert.KeyPEM
+	read("certificate.chain_file", cert.ChainFile, &chain)
+	read("certificate.key_file", cert.KeyFile, &key)
+	if len(unreadable) > 0 {
+		return nil, errors.Join(unreadable...)
+	}
+	pair, warnings, err := domain.CheckPair([]byte(chain), []byte(key), d.Name, time.Now())
+	for _, w := range warnings {
+		a.logger.Warn(w, zap.String(keyDomain, d.Name))
+	}
+	if err == nil {
+		return pair, nil
+	}
+	for _, fault := range domain.Errors(err) {
+		if !errors.Is(fault, domain.ErrExpired) {
+			return nil, err
+		}
+	}
+	a.logger.Error("serving an expired certificate: replace it", zap.String(keyDomain, d.Name), zap.Error(err))
+	expired, err := tls.X509KeyPair([]byte(chain), []byte(key))
+	return &expired, err
+}
+
+// replacePlaceholders replaces placeholders where a static domain may have them.
+func replacePlaceholders(d *domain.Domain) error {
+	repl := caddy.NewReplacer()
+	var faults []error
+	replace := func(field string, value *string) {
+		if !strings.Contains(*value, "{") {
+			return
+		}
+		replaced, err := repl.ReplaceOrErr(*value, true, true)
+		if err != nil {
+			faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
+			return
+		}
+		*value = replaced
+	}
+	replace("name", &d.Name)
+	replace("tenant", &d.Tenant)
+	replace("certificate.chain_file", &d.Certificate.ChainFile)
+	replace("certificate.key_file", &d.Certificate.KeyFile)
+	replace("certificate.chain_pem", &d.Certificate.ChainPEM)
+	replace("certificate.key_pem", &d.Certificate.KeyPEM)
+	for i := range d.Upstreams {
+		u := &d.Upstreams[i]
+		replace(fmt.Sprintf("upstreams[%d].dial", i), &u.Dial)
+		if u.TLS != nil {
+			replace(fmt.Sprintf("upstreams[%d].tls.server_name", i), &u.TLS.ServerName)
+			replace(fmt.Sprintf("upstreams[%d].tls.ca_file", i), &u.TLS.CAFile)
+			replace(fmt.Sprintf("upstreams[%d].tls.ca_pem", i), &u.TLS.CAPEM)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Start puts the config in force. It never waits for the network.
+func (a *App) Start() error {
+	a.warnOfPlainListeners()
+	if a.internal != nil {
+		obtainInternal(a.ctx, a.internal, a.internalNames, a.logger)
+	}
+	a.state.start(a)
+	return nil
+}
+
+// warnOfPlainListeners warns of TCP listeners that may lead to our handler and are not of our network. The
+// routes of a server cannot be seen from outside, so a server of other handlers is named too where
+// ours exists.
+func (a *App) warnOfPlainListeners() {
+	if a.handlers.Load() == 0 {
+		return
+	}
+	app, err := a.ctx.AppIfConfigured("layer4")
+	if err != nil {
+		return
+	}
+	for name, server := range app.(*layer4.App).Servers {
+		for _, listen := range server.Listen {
+			addr, err := caddy.ParseNetworkAddress(listen)
+			if err == nil && strings.HasPrefix(addr.Network, "tcp") {
+				a.logger.Warn("a layer4 server listens without pqproxy/: if its routes lead to the pqproxy handler, reloads can lose connections, "+
+					"max_connections does not hold, and running out of descriptors ends the listener; write "+listenNetwork+"/"+listen,
+					zap.String("server", name), zap.String("listen", listen))
+			}
+		}
+	}
+}
+
+// Stop takes the config out of force. It does not wait for connections: those of a reload go on, and at exit
+// every app must have stopped listening first.
+func (a *App) Stop() error {
+	a.stopping.Do(func() {
+		if a.state != nil {
+			a.state.stop(a)
+		}
+	})
+	return nil
+}
+
+// Cleanup does what Stop does, where Caddy has not called it, and lets go of the state. When Caddy exits
+// it returns after the drain.
+func (a *App) Cleanup() error {
+	_ = a.Stop()
+	if !a.release {
+		return nil
+	}
+	a.release = false
+	_, err := states.Delete(stateKey)
+	return err
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

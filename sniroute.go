@@ -1,0 +1,106 @@
+package pqproxy
+
+import (
+	"crypto/tls"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/pqproxy/caddy-pqproxy/domain"
+)
+
+func init() {
+	caddy.RegisterModule(&Handler{})
+}
+
+// Handler is the terminal caddy-l4 handler that serves a connection: it terminates TLS 1.3, routes by SNI,
+// tells the upstream the client's address and relays until both sides ended. Domains and limits are
+// those of the `pqproxy` app. The listener of its server should be of the network `pqproxy/`, such as
+// `pqproxy/:443`: it survives reloads and running out of descriptors.
+//
+// It may stand behind caddy-l4's `proxy_protocol` handler, whose addresses it passes on, and behind
+// matchers; it must not stand behind a handler that terminates TLS.
+type Handler struct {
+	app *App
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "layer4.handlers.pqproxy",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision finds the app, which may itself be provisioning still.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	app, err := ctx.App("pqproxy")
+	if err != nil {
+		return err
+	}
+	h.app = app.(*App)
+	h.app.handlers.Add(1)
+	return nil
+}
+
+// Handle serves the connection and returns when it has ended. Faults of peers are in the connection's
+// record and no error here.
+func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
+	h.app.state.serve(cx)
+	return nil
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	pqproxy
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the handler's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("the pqproxy handler takes no options; domains and limits belong in the global option pqproxy, found %q", d.Val())
+	}
+	return nil
+}
+
+// table is all routes. It is immutable: apply builds the next one and swaps it.
+type table struct {
+	routes map[string]*route // by normal name; wildcards as `*.example.com`
+}
+
+// find returns the route of a host name in normal form: the exact name's, else its wildcard's, else nil.
+func (t *table) find(host string) *route {
+	if r := t.routes[host]; r != nil {
+		return r
+	}
+	if wildcard, ok := domain.WildcardOf(host); ok {
+		return t.routes[wildcard]
+	}
+	return nil
+}
+
+// route is a domain compiled for the data path. All but its counters is immutable.
+type route struct {
+	*domain.Domain
+	source domain.Source
+
+	// epoch changes whenever a session of this name must not be resumed any more: with tenant, policy,
+	// BYOC pair and suspension. It is unique in the process.
+	epoch uint64
+
+	policy    *groupPolicy
+	pair      *tls.Certificate // the domain's own; nil: the certificate store has it
+	upstreams []*upstream
+
+	open *atomic.Int64 // connections open now; handed from version to version of a name
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*Handler)(nil)
+	_ caddyfile.Unmarshaler = (*Handler)(nil)
+	_ layer4.NextHandler    = (*Handler)(nil)
+)

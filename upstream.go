@@ -1,0 +1,453 @@
+package pqproxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/proxyheader"
+)
+
+// upstream is an address that traffic goes to, with its TLS settings, as one tenant has it. Domains of a
+// tenant that name the same one share it, and with it the sessions that can be resumed.
+type upstream struct {
+	domain.Upstream
+	caPEM string      // what CAPEM or the file named by CAFile holds
+	tls   *tls.Config // nil: plain TCP. ServerName is set for each connection.
+
+	policy *groupPolicy // towards the upstream; nil: plain TCP
+	open   atomic.Int64 // connections of this edge
+}
+
+// upstreamSessions is how many sessions are kept for resumption towards one upstream. crypto/tls takes a
+// session out to use it, and servers send two tickets as a rule.
+const upstreamSessions = 32
+
+// newUpstream compiles a validated upstream, reading the file of its CA. What it faults is that file.
+func newUpstream(u domain.Upstream) (*upstream, error) {
+	up := &upstream{Upstream: u}
+	if u.TLS == nil {
+		return up, nil
+	}
+	up.policy = groupPolicies[u.TLS.PostQuantum]
+	up.tls = &tls.Config{
+		MinVersion:                  tls.VersionTLS13,
+		CurvePreferences:            up.policy.groups,
+		InsecureSkipVerify:          u.TLS.InsecureSkipVerify,
+		ClientSessionCache:          tls.NewLRUClientSessionCache(upstreamSessions),
+		DynamicRecordSizingDisabled: true,
+	}
+	up.caPEM = u.TLS.CAPEM
+	if u.TLS.CAFile != "" {
+		content, err := os.ReadFile(u.TLS.CAFile)
+		if err != nil {
+			return up, err
+		}
+		up.caPEM = string(content)
+	}
+	if up.caPEM != "" {
+		up.tls.RootCAs = x509.NewCertPool()
+		if !up.tls.RootCAs.AppendCertsFromPEM([]byte(up.caPEM)) {
+			return up, fmt.Errorf("%s holds no certificate in PEM form", u.TLS.CAFile)
+		}
+	}
+	return up, nil
+}
+
+// clientConfig returns the TLS config of one connection on behalf of a client that asked for a name, offering
+// protocols.
+func (u *upstream) clientConfig(asked string, protos ...string) *tls.Config {
+	cfg := u.tls.Clone()
+	cfg.ServerName = u.TLSServerName(asked)
+	cfg.NextProtos = protos
+	return cfg
+}
+
+// upstreamConn is a connection to an upstream, ready to relay.
+type upstreamConn struct {
+	leg
+	upstream *upstream
+	state    tls.ConnectionState // zero for plain TCP
+	closing  sync.Once
+}
+
+// close closes the connection and counts it out.
+func (u *upstreamConn) close() {
+	u.closing.Do(func() {
+		u.upstream.open.Add(-1)
+		_ = u.Conn.Close()
+	})
+}
+
+// dialResult is what became of all attempts.
+type dialResult struct {
+	conn               *upstreamConn // nil if err is set
+	err                *dialError
+	dial               string        // the last upstream that was tried
+	connect, handshake time.Duration // of the last attempt
+}
+
+// dialError is why an upstream cannot be used.
+type dialError struct {
+	reason endReason
+	dial   string
+	err    error
+}
+
+func (e *dialError) Error() string { return fmt.Sprintf("upstream %s: %v", e.dial, e.err) }
+func (e *dialError) Unwrap() error { return e.err }
+
+// dialEarly starts the dial beside the handshake if there is a slot for it. Otherwise it waits for the
+// client's Finished, so that half-open handshakes cannot be turned into connections to upstreams.
+func (c *conn) dialEarly() {
+	if c.owner.early.acquire(c.client.Addr(), c.limits) {
+		c.earlySlot = true
+		c.startDial()
+	}
+}
+
+// releaseEarlySlot gives the slot back once the handshake is over.
+func (c *conn) releaseEarlySlot() {
+	if c.earlySlot {
+		c.earlySlot = false
+		c.owner.early.release(c.client.Addr())
+	}
+}
+
+// startDial dials in the background. The result is waited for, by awaitUpstream or finish.
+func (c *conn) startDial() {
+	c.dialed = make(chan dialResult, 1)
+	go c.dialInto(c.dialed)
+}
+
+func (c *conn) dialInto(results chan<- dialResult) {
+	result := dialResult{err: &dialError{reason: reasonInternal, err: errors.New("the dial panicked")}}
+	defer func() { results <- result }()
+	defer c.survivePanic()
+	result = c.dialInOrder()
+}
+
+// attemptsPerDial bounds all attempts together at so many times dial_timeout.
+const attemptsPerDial = 3
+
+// dialInOrder tries the upstreams one after the other.
+func (c *conn) dialInOrder() (result dialResult) {
+	deadline := time.Now().Add(attemptsPerDial * time.Duration(c.limits.DialTimeout))
+	var failed *dialError
+	for _, u := range c.upstreams() {
+		result = c.attempt(u, min(time.Until(deadline), time.Duration(c.limits.DialTimeout)))
+		if result.err == nil {
+			return result
+		}
+		if failed != nil {
+			result.err.err = fmt.Errorf("%w (before that: %w)", result.err.err, failed)
+		}
+		failed = result.err
+		if c.ctx.Err() != nil || result.err.reason == reasonUpALPN || time.Now().After(deadline) {
+			break
+		}
+	}
+	return result
+}
+
+// attempt dials one upstream: name resolution, TCP, PROXY header, TLS, within timeout.
+func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
+	result := dialResult{dial: u.Dial}
+	fail := func(reason endReason, err error) dialResult {
+		result.err = &dialError{reason, u.Dial, err}
+		return result
+	}
+	begun := time.Now()
+	sock, err := dialSocket(c.ctx, u, timeout)
+	result.connect = time.Since(begun)
+	if err != nil {
+		return fail(connectReason(err), err)
+	}
+	metrics.upstreamConnect.Observe(result.connect.Seconds())
+	timeout -= result.connect
+
+	w := newWire(sock)
+	// Version 2 tells what was negotiated with the client, which is known a moment after our flight left.
+	if c.route.ProxyProtocol == domain.ProxyV2 {
+		select {
+		case <-c.negotiatedSignal:
+		case <-c.ctx.Done():
+			_ = sock.Close()
+			return fail(reasonInternal, c.ctx.Err())
+		}
+	}
+	header := c.proxyHeader()
+
+	begun = time.Now()
+	_ = sock.SetDeadline(begun.Add(timeout))
+	stop := context.AfterFunc(c.ctx, func() { _ = sock.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn := &upstreamConn{leg: leg{wire: w}, upstream: u}
+	if u.tls == nil {
+		if len(header) > 0 {
+			_, err = sock.Write(header)
+		}
+	} else {
+		w.header = header // leaves with the ClientHello, in one segment
+		err = c.upstreamTLS13(conn)
+		result.handshake = time.Since(begun)
+	}
+	if err == nil && !stop() {
+		err = c.ctx.Err()
+	}
+	if err != nil {
+		_ = sock.Close()
+		return fail(c.upstreamReason(u, err), err)
+	}
+	_ = sock.SetDeadline(time.Time{})
+	u.open.Add(1)
+	result.conn = conn
+	return result
+}
+
+// dialSocket opens a connection to an upstream.
+func dialSocket(ctx context.Context, u *upstream, timeout time.Duration) (socket, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	network, address := u.Network()
+	c, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return c.(socket), nil
+}
+
+// errUpstreamALPN and errUpstreamGroup are faults of an upstream that crypto/tls does not call any.
+var (
+	errUpstreamALPN  = errors.New("the upstream selected another protocol than the client was promised")
+	errUpstreamGroup = errors.New("the upstream negotiated a group that tls.post_quantum does not allow")
+)
+
+// upstreamTLS13 runs the handshake with an upstream, offering exactly what the client was promised.
+func (c *conn) upstreamTLS13(up *upstreamConn) error {
+	var protos []string
+	if c.offerProto != "" {
+		protos = []string{c.offerProto}
+	}
+	up.tls = tls.Client(up.wire, up.upstream.clientConfig(c.serverName, protos...))
+	if err := up.tls.Handshake(); err != nil {
+		return err
+	}
+	up.state = up.tls.ConnectionState()
+	if !up.upstream.policy.allows(up.state.CurveID) {
+		return fmt.Errorf("%w: %s", errUpstreamGroup, up.state.CurveID)
+	}
+	if got := up.state.NegotiatedProtocol; got != c.offerProto {
+		c.owner.alpn.forget(up.upstream)
+		return fmt.Errorf("%w: %q instead of %q", errUpstreamALPN, got, c.offerProto)
+	}
+	metrics.upstreamHandshake(&up.state)
+	return nil
+}
+
+// Alert numbers that an upstream may answer with (RFC 8446, section 6).
+const (
+	alertHandshakeFailure     = 40
+	alertInsufficientSecurity = 71
+)
+
+// connectReason classifies an error before there is a connection.
+func connectReason(err error) endReason {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
+		return reasonRefused
+	case errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
+		return reasonUpTimeout
+	default:
+		return reasonUnreachable
+	}
+}
+
+// upstreamReason classifies an error after the connection, and before it is of use.
+func (c *conn) upstreamReason(u *upstream, err error) endReason {
+	var certificate *tls.CertificateVerificationError
+	alert := alertOf(err)
+	switch {
+	case errors.Is(err, errUpstreamALPN):
+		return reasonUpALPN
+	case errors.Is(err, errUpstreamGroup):
+		return reasonUpGroup
+	case errors.As(err, &certificate):
+		return reasonUpCertificate
+	case alert == alertNoApplicationProtocol:
+		c.owner.alpn.forget(u)
+		return reasonUpALPN
+	case (alert == alertHandshakeFailure || alert == alertInsufficientSecurity) && u.policy.name == domain.Require:
+		return reasonUpGroup
+	case alert != 0:
+		return reasonUpTLS
+	case isTimeout(err):
+		return reasonUpTimeout
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isReset(err):
+		return reasonUpClosedEarly
+	case errors.Is(err, context.Canceled):
+		return reasonInternal
+	default:
+		return reasonUpTLS
+	}
+}
+
+// alertOf returns the alert that a peer sent, or 0. crypto/tls keeps its type to itself, but not its text.
+func alertOf(err error) int {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return 0
+	}
+	for _, alert := range []int{alertHandshakeFailure, alertInsufficientSecurity, alertNoApplicationProtocol} {
+		if op.Err.Error() == tls.AlertError(alert).Error() {
+			return alert
+		}
+	}
+	return -1 // another one
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// proxyHeader returns the PROXY header that the upstream gets, or nil.
+func (c *conn) proxyHeader() []byte {
+	version := c.route.ProxyProtocol
+	if version == domain.ProxyOff {
+		return nil
+	}
+	h := proxyheader.Header{Source: c.client, Destination: addrPort(c.clientWire.LocalAddr())}
+	if version == domain.ProxyV1 {
+		return h.AppendV1(nil)
+	}
+	h.ALPN, h.Authority, h.UniqueID = c.state.NegotiatedProtocol, c.serverName, c.id.String()
+	h.TLS, h.TLSVersion, h.CipherSuite, h.Group = true, c.state.Version, c.state.CipherSuite, c.state.CurveID
+	return h.AppendV2(nil)
+}
+
+// proxyHint is what an operator should look at when an upstream hangs up without a word.
+func (r *route) proxyHint() string {
+	if r.ProxyProtocol == domain.ProxyOff {
+		return "does it expect a PROXY header? proxy_protocol is off for this domain"
+	}
+	return fmt.Sprintf("does it accept a PROXY header? proxy_protocol is %s for this domain", r.ProxyProtocol)
+}
+
+// upstreams returns the upstreams in the order in which this connection tries them. The order is made
+// once.
+func (c *conn) upstreams() []*upstream {
+	if c.order == nil {
+		c.order = c.route.inOrder(c.client.Addr())
+	}
+	return c.order
+}
+
+// inOrder returns the upstreams of a route in the order of its load_balancing.
+func (r *route) inOrder(client netip.Addr) []*upstream {
+	ups := r.upstreams
+	if len(ups) < 2 || r.LoadBalancing == domain.First {
+		return ups
+	}
+	ups = slices.Clone(ups)
+	switch r.LoadBalancing {
+	case domain.Random:
+		rand.Shuffle(len(ups), func(i, j int) { ups[i], ups[j] = ups[j], ups[i] })
+	case domain.LeastConn:
+		// Shuffled first, so that equals share the load.
+		rand.Shuffle(len(ups), func(i, j int) { ups[i], ups[j] = ups[j], ups[i] })
+		open := make(map[*upstream]int64, len(ups)) // the counters move while they are compared
+		for _, u := range ups {
+			open[u] = u.open.Load()
+		}
+		slices.SortStableFunc(ups, func(a, b *upstream) int { return int(open[a] - open[b]) })
+	case domain.IPHash:
+		// Rendezvous hashing: taking one upstream away moves only its own clients.
+		ip := client.Unmap().As16()
+		score := make(map[*upstream]uint64, len(ups))
+		for _, u := range ups {
+			h := fnv.New64a()
+			_, _ = h.Write(ip[:])
+			_, _ = h.Write([]byte(u.Dial))
+			score[u] = mix(h.Sum64())
+		}
+		slices.SortStableFunc(ups, func(a, b *upstream) int {
+			switch {
+			case score[a] > score[b]:
+				return -1
+			case score[a] < score[b]:
+				return 1
+			}
+			return 0
+		})
+	}
+	return ups
+}
+
+// mix spreads the last bytes of an FNV hash over all its bits (the finaliser of MurmurHash3): FNV alone
+// orders dial strings that differ in one digit alike for many addresses.
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}
+
+// dialSlots bounds the dials beside unfinished handshakes, in all and for each client: an IPv4 address or
+// an IPv6 /64.
+type dialSlots struct {
+	mu       sync.Mutex
+	total    int
+	byClient map[netip.Addr]int
+}
+
+// acquire takes a slot if there is one.
+func (d *dialSlots) acquire(client netip.Addr, limits *Limits) bool {
+	client = dialClient(client)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.total >= limits.EarlyDials || d.byClient[client] >= limits.EarlyDialsPerClient {
+		return false
+	}
+	if d.byClient == nil {
+		d.byClient = make(map[netip.Addr]int)
+	}
+	d.total++
+	d.byClient[client]++
+	return true
+}
+
+// release gives a slot back.
+func (d *dialSlots) release(client netip.Addr) {
+	client = dialClient(client)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.total--
+	if d.byClient[client]--; d.byClient[client] == 0 {
+		delete(d.byClient, client)
+	}
+}
+
+// dialClient is what counts as one client.
+func dialClient(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if a.Is6() {
+		prefix, _ := a.WithZone("").Prefix(64)
+		return prefix.Addr()
+	}
+	return a
+}
