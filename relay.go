@@ -258,8 +258,11 @@ func (l *leg) send(buf *buffer, data []byte) error {
 // chunk.
 func relayUntilEnd(dst, src *leg, relayed func(n int)) (ended ending, readErr, writeErr error) {
 	defer src.release()
-	for {
-		err := src.fill()
+	for first := true; ; first = false {
+		var err error
+		if !first || src.tls == nil { // what came with the last handshake message is in crypto/tls already
+			err = src.fill()
+		}
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF) && src.tls == nil:
