@@ -3,6 +3,7 @@ package pqproxy
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -66,10 +67,8 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	o := options{Dispenser: d}
+	o.noArgument("pqproxy")
 	for o.next() {
 		switch d.Val() {
 		case "limits":
@@ -78,7 +77,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "domain":
 			a.Domains = append(a.Domains, o.domain())
 		default:
-			o.unknown("limits, domain")
+			o.unknown("pqproxy", "limits, domain")
 		}
 	}
 	return o.err
@@ -113,8 +112,12 @@ func (o *options) fail(err error) {
 }
 
 // unknown faults an option that a block does not have.
-func (o *options) unknown(known string) {
-	o.fail(o.Errf("unknown option %q here; there are: %s", o.Val(), known))
+func (o *options) unknown(block, known string) {
+	if o.Val() == "{" {
+		o.fail(o.Errf("the option before this { takes no block; remove the block or write its lines beside the option"))
+		return
+	}
+	o.fail(o.Errf("%s has no option %q; there are: %s", block, o.Val(), known))
 }
 
 // once faults an option that is given twice in its block.
@@ -128,11 +131,19 @@ func (o *options) once() {
 	o.seen[o.Val()] = true
 }
 
+// noArgument faults arguments of an option whose settings are in its block.
+func (o *options) noArgument(option string) {
+	if args := o.RemainingArgs(); len(args) > 0 {
+		o.fail(o.Errf("%s takes no argument; write its options in a block after it, not %q", option, args[0]))
+	}
+}
+
 // flag reads an option without an argument.
 func (o *options) flag(into *bool) {
 	o.once()
-	if o.CountRemainingArgs() != 0 {
-		o.fail(o.Errf("%s takes no argument", o.Val()))
+	option := o.Val()
+	if args := o.RemainingArgs(); len(args) > 0 {
+		o.fail(o.Errf("%s takes no argument, its presence switches it on; remove %q", option, args[0]))
 	}
 	*into = true
 }
@@ -140,10 +151,19 @@ func (o *options) flag(into *bool) {
 // text reads the one argument of an option.
 func (o *options) text() string {
 	o.once()
+	return o.one("put it in quotes if it has spaces")
+}
+
+// one reads the one argument of an option; more says what to do with several.
+func (o *options) one(more string) string {
 	option := o.Val()
 	args := o.RemainingArgs()
-	if len(args) != 1 {
-		o.fail(o.Errf("%s takes one argument, not %d", option, len(args)))
+	switch {
+	case len(args) == 0:
+		o.fail(o.Errf("%s needs an argument", option))
+		return ""
+	case len(args) > 1:
+		o.fail(o.Errf("%s takes one argument, not %d; %s", option, len(args), more))
 		return ""
 	}
 	return args[0]
@@ -155,7 +175,7 @@ func (o *options) count(into *int) {
 	text := o.text()
 	n, err := strconv.Atoi(text)
 	if (err != nil || n < 0) && o.err == nil {
-		o.fail(o.Errf("%s takes a whole number, not %q", option, text))
+		o.fail(o.Errf("%s takes a whole number such as 1000, not %q", option, text))
 	}
 	*into = n
 }
@@ -166,7 +186,7 @@ func (o *options) duration(into *caddy.Duration) {
 	text := o.text()
 	d, err := caddy.ParseDuration(text)
 	if (err != nil || d <= 0) && o.err == nil {
-		o.fail(o.Errf("%s takes a duration such as %s, not %q", option, 30*time.Second, text))
+		o.fail(o.Errf("%s takes a duration of more than 0 such as %s, not %q", option, 30*time.Second, text))
 	}
 	*into = caddy.Duration(d)
 }
@@ -181,7 +201,13 @@ func oneOf[T ~string](o *options, into *T, words ...T) {
 			return
 		}
 	}
-	o.fail(o.Errf("%s is one of %s, not %q", option, fmt.Sprint(words), text))
+	last := len(words) - 1
+	o.fail(o.Errf("%s is %s or %s, not %q", option, join(words[:last]), words[last], text))
+}
+
+// join lists words for a message.
+func join[T ~string](words []T) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(words), " ", ", "), "[]")
 }
 
 func (o *options) limits(l *Limits) {
@@ -193,27 +219,20 @@ func (o *options) limits(l *Limits) {
 		"handshake_timeout": &l.HandshakeTimeout, "dial_timeout": &l.DialTimeout, "idle_timeout": &l.IdleTimeout,
 		"linger": &l.Linger, "grace_period": &l.GracePeriod,
 	}
-	if o.NextArg() {
-		o.fail(o.ArgErr())
-	}
+	o.noArgument("limits")
 	o.block(func() {
 		if n := counts[o.Val()]; n != nil {
 			o.count(n)
 		} else if t := durations[o.Val()]; t != nil {
 			o.duration(t)
 		} else {
-			o.unknown("max_connections, early_dials, early_dials_per_client, max_hello, handshake_timeout, dial_timeout, idle_timeout, linger, grace_period")
+			o.unknown("limits", "max_connections, early_dials, early_dials_per_client, max_hello, handshake_timeout, dial_timeout, idle_timeout, linger, grace_period")
 		}
 	})
 }
 
 func (o *options) domain() (d domain.Domain) {
-	args := o.RemainingArgs()
-	if len(args) != 1 {
-		o.fail(o.Errf("domain takes one name, not %d", len(args)))
-		return d
-	}
-	d.Name = args[0]
+	d.Name = o.one("give each name a domain block of its own")
 	o.block(func() {
 		switch o.Val() {
 		case "tenant":
@@ -229,7 +248,7 @@ func (o *options) domain() (d domain.Domain) {
 		case "alpn":
 			o.once()
 			if d.ALPN = o.RemainingArgs(); len(d.ALPN) == 0 {
-				o.fail(o.ArgErr())
+				o.fail(o.Errf("alpn needs protocols such as h2 http/1.1; leave it out to learn them from the upstream"))
 			}
 		case "certificate":
 			o.certificate(&d.Certificate)
@@ -238,7 +257,7 @@ func (o *options) domain() (d domain.Domain) {
 		case "suspended":
 			o.flag(&d.Suspended)
 		default:
-			o.unknown("tenant, upstream, load_balancing, proxy_protocol, post_quantum, alpn, certificate, max_connections, suspended")
+			o.unknown("domain", "tenant, upstream, load_balancing, proxy_protocol, post_quantum, alpn, certificate, max_connections, suspended")
 		}
 	})
 	return d
@@ -252,17 +271,12 @@ func (o *options) certificate(c *domain.Certificate) {
 	case len(args) == 1 && (args[0] == string(domain.ACME) || args[0] == string(domain.Internal)):
 		c.Source = domain.CertificateSource(args[0])
 	default:
-		o.fail(o.Err("certificate takes a chain file and a key file, or acme, or internal"))
+		o.fail(o.Errf("certificate takes a chain file and a key file, or the word acme or internal, not %q", args))
 	}
 }
 
 func (o *options) upstream() (u domain.Upstream) {
-	args := o.RemainingArgs()
-	if len(args) != 1 {
-		o.fail(o.Errf("upstream takes one address, not %d", len(args)))
-		return u
-	}
-	u.Dial = args[0]
+	u.Dial = o.one("write a line of its own for each upstream")
 	tls := func() *domain.UpstreamTLS {
 		if u.TLS == nil {
 			u.TLS = new(domain.UpstreamTLS)
@@ -286,7 +300,7 @@ func (o *options) upstream() (u domain.Upstream) {
 		case "region":
 			u.Region = o.text()
 		default:
-			o.unknown("tls, tls_server_name, tls_ca, tls_post_quantum, tls_insecure_skip_verify, region")
+			o.unknown("upstream", "tls, tls_server_name, tls_ca, tls_post_quantum, tls_insecure_skip_verify, region")
 		}
 	})
 	return u

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	_ "github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/mholt/caddy-l4"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
@@ -140,21 +141,16 @@ func (e *edge) dialTCP() *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// handshake connects to the edge and returns the connection and the handshake's error.
+// handshake connects to the edge and returns the connection, or the handshake's error.
 func (e *edge) handshake(cfg *tls.Config) (*tls.Conn, error) {
 	e.t.Helper()
-	c := tls.Client(e.dialTCP(), cfg)
-	return c, c.Handshake()
+	return pqtest.TryDial(e.t, e.addr, cfg)
 }
 
 // dial connects to the edge and completes the handshake.
 func (e *edge) dial(cfg *tls.Config) *tls.Conn {
 	e.t.Helper()
-	c, err := e.handshake(cfg)
-	if err != nil {
-		e.t.Fatalf("handshake with %s: %v", cfg.ServerName, err)
-	}
-	return c
+	return pqtest.Dial(e.t, e.addr, cfg)
 }
 
 // echo sends a text and expects it back.
