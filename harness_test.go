@@ -28,7 +28,7 @@ const patience = 20 * time.Second
 
 // edge is Caddy with the app, in this process, on a socket that the kernel chose. There is one at a time.
 type edge struct {
-	t    *testing.T
+	t    testing.TB
 	ca   *pqtest.CA
 	dir  string
 	addr string
@@ -38,7 +38,7 @@ type edge struct {
 // startEdge runs Caddy with a `pqproxy` option of the given content, and one layer4 server whose route has
 // the given handlers (default: pqproxy). `$DIR` in either is a folder of the test's own, `$CHAIN` and
 // `$KEY` name a pair for app.example.com, b.example.com and *.wild.example.com, `$CA` the CA's file.
-func startEdge(t *testing.T, option string, handlers ...string) *edge {
+func startEdge(t testing.TB, option string, handlers ...string) *edge {
 	t.Helper()
 	e := &edge{t: t, ca: pqtest.NewCA(t), dir: t.TempDir(), log: collectLog(t)}
 	t.Cleanup(func() {
@@ -75,7 +75,7 @@ func (e *edge) tryLoad(option string, handlers ...string) error {
 		log default {
 			output pqproxy_test
 			format json
-			level DEBUG
+			level {$PQPROXY_TEST_LEVEL:DEBUG}
 		}
 		layer4 {
 			pqproxy/127.0.0.1:0 {
@@ -113,7 +113,7 @@ func (e *edge) expand(text string) string {
 	return strings.ReplaceAll(text, "$DIR", e.dir)
 }
 
-func writeFile(t *testing.T, name string, content []byte) {
+func writeFile(t testing.TB, name string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func (l logLine) num(key string) float64 {
 
 // logLines collects what Caddy logs during one test.
 type logLines struct {
-	t     *testing.T
+	t     testing.TB
 	mu    sync.Mutex
 	more  *sync.Cond
 	lines []logLine
@@ -270,7 +270,7 @@ var currentLog struct {
 	*logLines
 }
 
-func collectLog(t *testing.T) *logLines {
+func collectLog(t testing.TB) *logLines {
 	l := &logLines{t: t, taken: make(map[int]bool)}
 	l.more = sync.NewCond(&l.mu)
 	currentLog.Lock()

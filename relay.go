@@ -59,6 +59,7 @@ type wire struct {
 	prefetched func() int
 
 	relaying bool
+	ahead    int                   // how much fill receives at most
 	readable func(fd uintptr) bool // w.tryRead, bound once
 	buf      *buffer               // lent; nil when nothing is unread
 	unread   []byte                // of buf
@@ -72,12 +73,6 @@ type wire struct {
 // newWire returns the wire of a connection that is its own socket.
 func newWire(sock socket) *wire {
 	return &wire{Conn: sock, sock: sock, raw: rawConn(sock)}
-}
-
-// startRelay switches to relay mode.
-func (w *wire) startRelay() {
-	w.relaying = true
-	w.readable = w.tryRead
 }
 
 // Read serves what fill has received in relay mode, and reads from the connection before it.
@@ -100,7 +95,7 @@ func (w *wire) Read(p []byte) (int, error) {
 func (w *wire) fill() error {
 	if w.raw == nil || w.prefetched != nil && w.prefetched() > 0 {
 		buf := buffers.Get().(*buffer)
-		n, err := w.Conn.Read(buf[:])
+		n, err := w.Conn.Read(buf[:w.ahead])
 		if n > 0 {
 			w.buf, w.unread = buf, buf[:n]
 			return nil // an error will be met again
@@ -119,7 +114,7 @@ func (w *wire) fill() error {
 // forgets what became readable before the call.
 func (w *wire) tryRead(fd uintptr) bool {
 	buf := buffers.Get().(*buffer)
-	n, err := readDescriptor(fd, buf[:])
+	n, err := readDescriptor(fd, buf[:w.ahead])
 	switch {
 	case n > 0:
 		w.buf, w.unread, w.readErr = buf, buf[:n], nil
@@ -194,6 +189,17 @@ const (
 type leg struct {
 	*wire
 	tls *tls.Conn // nil: plain
+}
+
+// startRelay switches to relay mode. From a plain peer no more is received at once than fits in full records
+// of the other side.
+func (l *leg) startRelay() {
+	l.relaying = true
+	l.readable = l.tryRead
+	l.ahead = len(buffer{})
+	if l.tls == nil {
+		l.ahead = relayChunk
+	}
 }
 
 // forward hands what the peer has sent to dst. It returns when that is used up, with how the peer

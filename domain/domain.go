@@ -93,8 +93,9 @@ const (
 // Domain is a host name of a tenant with its settings.
 //
 // Its JSON carries the private key. Everything that prints a Domain for people (fmt, log/slog, zap's Any)
-// leaves it out, except where a Domain, not a pointer to it, sits in an unexported field of another struct:
-// fmt cannot call methods there. Hold a *Domain, and log Name.
+// leaves it out, whatever the verb. The exception is a Domain in an unexported field of another struct that
+// is printed itself: fmt cannot call methods there. Hold a *Domain, whose address is all that %v, %+v and
+// %#v show there, and log Name.
 type Domain struct {
 	// Name is the host name as an A-label in lower case without a final dot, or `*.` and such a name,
 	// which covers one label. Input may be Unicode, upper case, and end with a dot.

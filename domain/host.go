@@ -62,7 +62,7 @@ func normalHost(name string) (string, error) {
 	host := strings.ToLower(name)
 	if needsIDNA(host) {
 		var err error
-		if host, err = profile.ToASCII(host); err != nil {
+		if host, err = toASCII(host); err != nil {
 			// idna's errors hold the whole label.
 			return "", fmt.Errorf("%s is no internationalised host name (UTS #46); correct its spelling", quote(name))
 		}
@@ -90,6 +90,17 @@ func needsIDNA(host string) bool {
 		}
 	}
 	return strings.HasPrefix(host, "xn--") || strings.Contains(host, ".xn--")
+}
+
+// toASCII maps and checks host, and then its own result: profile sees the direction of characters such as
+// U+2138, a Hebrew letter to UTS #46, only after they have been mapped. Without the second look, what one
+// end writes the other would refuse.
+func toASCII(host string) (string, error) {
+	ascii, err := profile.ToASCII(host)
+	if err != nil {
+		return "", err
+	}
+	return profile.ToASCII(ascii)
 }
 
 // NormalHost returns the normal form of a server name from a ClientHello: sni in lower case. It returns

@@ -193,7 +193,7 @@ func (r *decoder) object(member func(key string) bool) {
 		return
 	}
 	r.pos++
-	var seen []string // fields known to member only, so few that a linear search is best
+	seen := make([]string, 0, 10) // fields known to member only, so few that a linear search is best
 	for c := r.next(); c != '}'; c = r.next() {
 		if c == ',' {
 			r.pos++
@@ -358,16 +358,42 @@ func (r *decoder) quoted() (raw []byte, escaped bool) {
 }
 
 // text reads a string.
-func (r *decoder) text() (s string) {
+func (r *decoder) text() string {
 	raw, escaped := r.quoted()
 	if !escaped {
+		if word, ok := words[string(raw[1:len(raw)-1])]; ok {
+			return word
+		}
 		return string(raw[1 : len(raw)-1])
 	}
+	var s string // declared here, since json makes it escape
 	if err := json.Unmarshal(raw, &s); err != nil {
 		r.add("", err)
 	}
 	return s
 }
+
+// words are the texts that every record has: the fields' names and the values of closed sets. Sharing them
+// saves half of the allocations of reading a record, and a million records keep no copies of them.
+var words = func() map[string]string {
+	m := make(map[string]string)
+	for _, list := range [][]string{
+		{"name", "tenant", "upstreams", "load_balancing", "proxy_protocol", "post_quantum", "alpn", "certificate", "max_connections", "suspended"},
+		{"dial", "tls", "region"},
+		{"server_name", "ca_pem", "ca_file", "insecure_skip_verify"},
+		{"source", "chain_pem", "key_pem", "chain_file", "key_file", "fallback"},
+		{string(Prefer), string(Require), string(Off)},
+		{string(First), string(Random), string(LeastConn), string(IPHash)},
+		{string(ProxyV1), string(ProxyV2)},
+		{string(ACME), string(Internal), string(BYOC), FallbackNone},
+		{"h2", "http/1.1"},
+	} {
+		for _, word := range list {
+			m[word] = word
+		}
+	}
+	return m
+}()
 
 // pathKey returns key as a field's path shows it: a field that we do not know may have any name.
 func pathKey(key string) string {

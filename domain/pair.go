@@ -44,10 +44,9 @@ const maxChain = 16
 // expiry. Neither errors nor warnings hold key material.
 func CheckPair(chainPEM, keyPEM []byte, name string, now time.Time) (cert *tls.Certificate, warnings []string, err error) {
 	var f faults
-	recordName, err := NormalName(name)
+	host, err := NormalName(name)
 	if err != nil {
 		f.add("name", err)
-		recordName = shorten(name)
 	}
 	f.enter("certificate")
 	chain, err := certificates(chainPEM)
@@ -63,7 +62,7 @@ func CheckPair(chainPEM, keyPEM []byte, name string, now time.Time) (cert *tls.C
 	}
 	if len(chain) > 0 {
 		c := chainCheck{chain: chain, now: now, faults: &f}
-		c.leaf(recordName)
+		c.leaf(host)
 		c.order()
 		for i := range chain {
 			c.certificate(i)
@@ -73,7 +72,7 @@ func CheckPair(chainPEM, keyPEM []byte, name string, now time.Time) (cert *tls.C
 		}
 		warnings = c.warnings()
 	}
-	if err := f.err(recordName); err != nil {
+	if err := f.err(recordName(name)); err != nil {
 		return nil, warnings, err
 	}
 	cert = &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
@@ -174,6 +173,7 @@ func (c *chainCheck) isRoot(i int) bool {
 
 func selfIssued(cert *x509.Certificate) bool { return bytes.Equal(cert.RawIssuer, cert.RawSubject) }
 
+// leaf checks what is asked of the leaf alone. An empty name, which is none, is not looked for.
 func (c *chainCheck) leaf(name string) {
 	leaf := c.chain[0]
 	if leaf.BasicConstraintsValid && leaf.IsCA {
@@ -187,8 +187,8 @@ func (c *chainCheck) leaf(name string) {
 		c.faultf("certificate 1 may not sign, as TLS 1.3 needs; get one with the key usage digitalSignature")
 	}
 	if len(leaf.DNSNames) == 0 {
-		c.faultf("certificate 1 has no host name among its subject alternative names, and clients look at no others; get one for %s", quote(name))
-	} else if !slices.ContainsFunc(leaf.DNSNames, func(san string) bool { return covers(strings.ToLower(san), name) }) {
+		c.faultf("certificate 1 has no host name among its subject alternative names, and clients look at no others; get one that has")
+	} else if name != "" && !slices.ContainsFunc(leaf.DNSNames, func(san string) bool { return covers(strings.ToLower(san), name) }) {
 		c.faultf("certificate 1 does not cover %s but %s; get one that does", quote(name), listNames(leaf.DNSNames))
 	}
 }
