@@ -1,6 +1,7 @@
 package pqproxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -34,6 +35,7 @@ type conn struct {
 
 	clientWire *clientWire
 	tls        *tls.Conn
+	detached   bool // from caddy-l4
 
 	routed  atomic.Pointer[route] // the route, for whoever looks from outside; nil: none yet
 	entered bool                  // counted on the route
@@ -43,7 +45,7 @@ type conn struct {
 	alerted          bool      // the client was sent an alert, which a reset would take from it
 	order            []*upstream
 	offerProto       string        // ALPN that both sides shall have; empty: none
-	negotiatedSignal chan struct{} // closed when state is known, before the client's Finished
+	negotiatedSignal chan struct{} // closed when session is known, before the client's Finished
 
 	dialed    chan dialResult // nil: no dial was started
 	earlySlot bool
@@ -51,6 +53,9 @@ type conn struct {
 	mu      sync.Mutex
 	up      *upstreamConn // guarded by mu
 	aborted bool          // guarded by mu
+
+	clientLeg *leg // both are set when the relay can begin
+	relayed   *upstreamConn
 
 	in, out      atomic.Int64  // bytes relayed
 	lastActive   atomic.Int64  // nanoseconds since start
@@ -61,29 +66,26 @@ type conn struct {
 	idle         *time.Timer
 }
 
-// serve serves one connection from caddy-l4 and returns when it has ended and left its record.
+// serve serves one connection from caddy-l4. It returns when the connection has ended and left its record, or,
+// where caddy-l4 has nothing left to do for it, when the relay has begun: caddy-l4's goroutine, whose stack the
+// handshake has grown, and what hangs on it then do not wait for an idle connection to end.
 func (s *state) serve(cx *layer4.Connection) {
+	growStack()
 	c := s.newConn(cx)
 	s.live.add(c)
-	defer c.finish()
-
-	// The handshake has a goroutine of its own so that the stack it grows is given back before the
-	// connection idles.
-	handshaken := make(chan bool, 1)
-	go c.handshakeInto(handshaken)
-	if !<-handshaken {
+	if !c.open() {
+		c.finish()
 		return
 	}
-	up, err := c.awaitUpstream()
-	if err != nil {
-		c.end(err.reason, sideEdge, err)
-		c.clientWire.reset() // never close_notify: the client must not take it for an end
+	if c.detached {
+		go c.relayToEnd()
 		return
 	}
-	c.relay(up)
+	c.relayToEnd()
 }
 
-// newConn prepares a connection. Bytes that a matcher has prefetched are read through cx.
+// newConn prepares a connection. One from our own listener becomes ours alone: what a matcher has prefetched is
+// taken over, and caddy-l4's Close does nothing. Layers of other handlers are read through.
 func (s *state) newConn(cx *layer4.Connection) *conn {
 	c := &conn{
 		owner:            s,
@@ -93,22 +95,61 @@ func (s *state) newConn(cx *layer4.Connection) *conn {
 	}
 	c.id = newConnID()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.clientWire = &clientWire{conn: c, helloLeft: c.limits.MaxHello}
-	c.clientWire.Conn = cx
+	w := &clientWire{conn: c, helloLeft: c.limits.MaxHello}
+	c.clientWire = w
 	c.client = addrPort(cx.RemoteAddr())
 
-	switch inner := beneath(cx).(type) {
-	case *acceptedConn:
-		c.start = inner.accepted
-		c.clientWire.sock = inner
-	case socket:
-		c.clientWire.sock = inner
+	below := beneath(cx)
+	if accepted, ok := below.(*acceptedConn); ok {
+		c.start = accepted.accepted
 	}
-	if cx.Conn == net.Conn(c.clientWire.sock) {
-		c.clientWire.raw = rawConn(c.clientWire.sock)
-		c.clientWire.prefetched = func() int { return len(cx.MatchingBytes()) }
+	switch direct := cx.Conn.(type) {
+	case *acceptedConn:
+		c.detached = true
+		w.unread = bytes.Clone(cx.MatchingBytes())
+		w.sock, w.raw, w.Conn = direct, rawConn(direct), direct.detach()
+	case socket:
+		w.unread = bytes.Clone(cx.MatchingBytes())
+		w.sock, w.raw, w.Conn = direct, rawConn(direct), direct
+	default:
+		w.Conn = cx
+		w.sock, _ = below.(socket)
 	}
 	return c
+}
+
+// open does what comes before the relay, and reports whether it succeeded.
+func (c *conn) open() bool {
+	defer c.survivePanic()
+	if !c.shakeHands() {
+		return false
+	}
+	up, err := c.awaitUpstream()
+	if err != nil {
+		c.end(err.reason, sideEdge, err)
+		c.clientWire.reset() // never close_notify: the client must not take it for an end
+		return false
+	}
+	c.clientLeg = &leg{wire: &c.clientWire.wire, tls: c.tls}
+	c.relayed = up
+	return true
+}
+
+// handshakeStack is the stack that a handshake with hybrid groups needs, and stackSink keeps it from being
+// optimised away.
+const handshakeStack = 16 << 10
+
+var stackSink byte
+
+// growStack makes room for a handshake in one step, while there is little on the stack to move: growing from
+// 2 KiB by doubling, deep in crypto/tls, cost as much as the PROXY header and the dial together.
+//
+//go:noinline
+func growStack() {
+	var room [handshakeStack]byte
+	if stackSink != 0 {
+		stackSink = room[stackSink]
+	}
 }
 
 // beneath returns the connection below all layers whose kind is known.
@@ -131,14 +172,6 @@ func addrPort(a net.Addr) netip.AddrPort {
 		return tcp.AddrPort()
 	}
 	return netip.AddrPort{}
-}
-
-// handshakeInto runs the handshake and tells whether it succeeded.
-func (c *conn) handshakeInto(done chan<- bool) {
-	ok := false
-	defer func() { done <- ok }()
-	defer c.survivePanic()
-	ok = c.shakeHands()
 }
 
 // shakeHands runs the handshake with the client under handshake_timeout.
@@ -242,16 +275,14 @@ func (c *conn) awaitUpstream() (*upstreamConn, *dialError) {
 	if c.aborted {
 		return nil, &dialError{reason: reasonInternal, err: context.Canceled} // the reason has been said
 	}
-	if result.conn.leg.tls != nil {
-		c.upstreamTLS = true
-		c.upState = result.conn.state
-	}
+	c.upstreamSession = result.conn.session
 	return result.conn, nil
 }
 
-// relay copies both ways until both sides ended.
-func (c *conn) relay(up *upstreamConn) {
-	client := &leg{wire: &c.clientWire.wire, tls: c.tls}
+// relayToEnd copies both ways until both sides ended, and leaves the record.
+func (c *conn) relayToEnd() {
+	defer c.finish()
+	client, up := c.clientLeg, &c.relayed.leg
 	client.startRelay()
 	up.startRelay()
 	c.relayStarted = time.Since(c.start)
@@ -259,8 +290,8 @@ func (c *conn) relay(up *upstreamConn) {
 	c.idle = time.AfterFunc(time.Duration(c.limits.IdleTimeout), c.checkIdle)
 
 	downDone := make(chan struct{})
-	go c.relayDown(client, &up.leg, downDone)
-	c.relayUp(&up.leg, client)
+	go c.relayDown(client, up, downDone)
+	c.relayUp(up, client)
 	<-downDone
 	c.idle.Stop()
 }
@@ -391,7 +422,6 @@ func (c *conn) finish() {
 	if c.entered {
 		c.route.open.Add(-1)
 	}
-	c.owner.live.remove(c)
 
 	c.mu.Lock() // a drain or the admin API may hold on to c still
 	if c.reason == "" {
@@ -403,6 +433,7 @@ func (c *conn) finish() {
 	c.duration = time.Since(c.start)
 	metrics.ended(&c.record)
 	c.record.log(c.owner.settings.Load().accessLog)
+	c.owner.live.remove(c) // last: when Caddy exits, the process ends once none is left
 }
 
 // clientWire is the wire of a client's connection, with what only matters until its hello is parsed.

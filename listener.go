@@ -182,11 +182,31 @@ func (h *listenHandle) Addr() net.Addr { return h.ln.Addr() }
 type acceptedConn struct {
 	*net.TCPConn
 	accepted time.Time
+	detached atomic.Bool
 	counted  sync.Once
 }
 
-// Close closes the connection and counts it out.
+// detach makes the connection the caller's alone: Close, which caddy-l4 calls when its handlers return, does
+// nothing from then on. Close of what detach returns closes it.
+func (c *acceptedConn) detach() net.Conn {
+	c.detached.Store(true)
+	return detachedConn{c}
+}
+
+// Close closes the connection and counts it out, unless it is detached.
 func (c *acceptedConn) Close() error {
+	if c.detached.Load() {
+		return nil
+	}
+	return c.close()
+}
+
+func (c *acceptedConn) close() error {
 	c.counted.Do(func() { admission.open.Add(-1) })
 	return c.TCPConn.Close()
 }
+
+// detachedConn is an acceptedConn in the hands of its only owner.
+type detachedConn struct{ *acceptedConn }
+
+func (c detachedConn) Close() error { return c.close() }

@@ -107,12 +107,10 @@ type record struct {
 	route      *route // nil: none found
 	client     netip.AddrPort
 
-	offeredPQ   bool
-	negotiated  bool                // whether state is set
-	state       tls.ConnectionState // of the client's side
-	upstream    string              // dial address of the last one tried
-	upstreamTLS bool
-	upState     tls.ConnectionState
+	offeredPQ       bool
+	session         session // with the client
+	upstream        string  // dial address of the last one tried
+	upstreamSession session
 
 	helloWait, handshake               time.Duration
 	upstreamConnect, upstreamHandshake time.Duration
@@ -124,6 +122,22 @@ type record struct {
 	closedBy side
 	reason   endReason
 	err      error
+}
+
+// session is what a handshake negotiated. It is kept instead of crypto/tls's own state, which holds on to
+// certificates and secrets for as long as the connection is open.
+type session struct {
+	version, cipherSuite uint16 // zero: there was no handshake, or not so far
+	group                tls.CurveID
+	alpn                 string
+	resumed, helloRetry  bool
+}
+
+func sessionOf(state *tls.ConnectionState) session {
+	return session{
+		version: state.Version, cipherSuite: state.CipherSuite, group: state.CurveID,
+		alpn: state.NegotiatedProtocol, resumed: state.DidResume, helloRetry: state.HelloRetryRequest,
+	}
 }
 
 // log writes the record at level info, or debug if the peer sent nothing: health checks and scans.
@@ -152,22 +166,22 @@ func (r *record) log(logger *zap.Logger) {
 	if r.serverName != "" || r.route != nil {
 		add(zap.Bool(keyOfferedPQ, r.offeredPQ))
 	}
-	if r.negotiated {
-		add(zap.String(keyTLSVersion, tls.VersionName(r.state.Version)),
-			zap.String(keyCipherSuite, tls.CipherSuiteName(r.state.CipherSuite)),
-			zap.String(keyGroup, r.state.CurveID.String()),
-			zap.Bool(keyPostQuantum, isPostQuantum(r.state.CurveID)),
-			zap.Bool(keyHelloRetry, r.state.HelloRetryRequest),
-			zap.Bool(keyResumed, r.state.DidResume),
-			zap.String(keyALPN, r.state.NegotiatedProtocol))
+	if s := &r.session; s.version != 0 {
+		add(zap.String(keyTLSVersion, tls.VersionName(s.version)),
+			zap.String(keyCipherSuite, tls.CipherSuiteName(s.cipherSuite)),
+			zap.String(keyGroup, s.group.String()),
+			zap.Bool(keyPostQuantum, isPostQuantum(s.group)),
+			zap.Bool(keyHelloRetry, s.helloRetry),
+			zap.Bool(keyResumed, s.resumed),
+			zap.String(keyALPN, s.alpn))
 	}
 	if r.upstream != "" {
 		add(zap.String(keyUpstream, r.upstream))
 	}
-	if r.upstreamTLS {
-		add(zap.String(keyUpstreamGroup, r.upState.CurveID.String()),
-			zap.Bool(keyUpstreamPQ, isPostQuantum(r.upState.CurveID)),
-			zap.Bool(keyUpstreamResumed, r.upState.DidResume))
+	if s := &r.upstreamSession; s.version != 0 {
+		add(zap.String(keyUpstreamGroup, s.group.String()),
+			zap.Bool(keyUpstreamPQ, isPostQuantum(s.group)),
+			zap.Bool(keyUpstreamResumed, s.resumed))
 	}
 	if r.route != nil {
 		add(zap.String(keyProxyProtocol, string(r.route.ProxyProtocol)))

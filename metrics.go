@@ -1,7 +1,6 @@
 package pqproxy
 
 import (
-	"crypto/tls"
 	"errors"
 	"strconv"
 
@@ -71,14 +70,15 @@ func (m *collectors) register(registry *prometheus.Registry) error {
 
 // handshake counts a completed handshake with a client.
 func (m *collectors) handshake(r *record) {
-	group := r.state.CurveID.String()
-	m.handshakes.WithLabelValues(group, strconv.FormatBool(r.state.DidResume), strconv.FormatBool(r.state.HelloRetryRequest)).Inc()
+	s := &r.session
+	group := s.group.String()
+	m.handshakes.WithLabelValues(group, strconv.FormatBool(s.resumed), strconv.FormatBool(s.helloRetry)).Inc()
 	m.handshakeSeconds.WithLabelValues(group).Observe(r.handshake.Seconds())
 }
 
 // upstreamHandshake counts a completed handshake with an upstream.
-func (m *collectors) upstreamHandshake(state *tls.ConnectionState) {
-	m.upstreamShakes.WithLabelValues(state.CurveID.String(), strconv.FormatBool(state.DidResume)).Inc()
+func (m *collectors) upstreamHandshake(s *session) {
+	m.upstreamShakes.WithLabelValues(s.group.String(), strconv.FormatBool(s.resumed)).Inc()
 }
 
 // ended counts a connection that left its record.

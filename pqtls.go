@@ -141,8 +141,7 @@ func (c *conn) verifyNegotiated(state tls.ConnectionState) error {
 		return fmt.Errorf("negotiated %s with %s, which post_quantum %s does not allow",
 			tls.VersionName(state.Version), state.CurveID, c.route.policy.name)
 	}
-	c.negotiated = true
-	c.state = state
+	c.session = sessionOf(&state)
 	close(c.negotiatedSignal)
 	return nil
 }

@@ -55,15 +55,14 @@ type wire struct {
 	// fill waits with a buffer in hand.
 	raw syscall.RawConn
 
-	// prefetched tells how many bytes a layer holds that must be read through Conn first. May be nil.
-	prefetched func() int
-
 	relaying bool
 	ahead    int                   // how much fill receives at most
 	readable func(fd uintptr) bool // w.tryRead, bound once
-	buf      *buffer               // lent; nil when nothing is unread
-	unread   []byte                // of buf
+	buf      *buffer               // lent; nil when nothing of it is unread
+	unread   []byte                // of buf, of small, or prefetched
 	readErr  error                 // of the last tryRead
+	small    []byte                // of fillBlocking
+	bulk     bool                  // of fillBlocking: much came last time
 
 	wmu    sync.Mutex // guards out and header, and keeps records in order while out is written
 	out    []byte     // gathered writes; nil: writes pass through
@@ -93,9 +92,25 @@ func (w *wire) Read(p []byte) (int, error) {
 // fill waits until the peer has sent something and receives it. It returns io.EOF when the peer has
 // ended its direction. It MUST only be called when nothing is unread.
 func (w *wire) fill() error {
-	if w.raw == nil || w.prefetched != nil && w.prefetched() > 0 {
+	if w.raw == nil {
+		return w.fillBlocking()
+	}
+	if err := w.raw.Read(w.readable); err != nil {
+		return err
+	}
+	return w.readErr
+}
+
+// waitingBuffer is what a connection holds while it waits, where it cannot wait without.
+const waitingBuffer = 2 << 10
+
+// fillBlocking is fill where nothing can be waited for but a read. While little comes it reads into a small
+// buffer of its own.
+func (w *wire) fillBlocking() error {
+	if w.bulk {
 		buf := buffers.Get().(*buffer)
 		n, err := w.Conn.Read(buf[:w.ahead])
+		w.bulk = n >= waitingBuffer
 		if n > 0 {
 			w.buf, w.unread = buf, buf[:n]
 			return nil // an error will be met again
@@ -103,10 +118,16 @@ func (w *wire) fill() error {
 		buffers.Put(buf)
 		return err
 	}
-	if err := w.raw.Read(w.readable); err != nil {
-		return err
+	if w.small == nil {
+		w.small = make([]byte, waitingBuffer)
 	}
-	return w.readErr
+	n, err := w.Conn.Read(w.small)
+	w.bulk = n == len(w.small)
+	if n > 0 {
+		w.unread = w.small[:n]
+		return nil
+	}
+	return err
 }
 
 // tryRead reads from the socket into a buffer that it takes only for that; false means that there is
@@ -130,12 +151,17 @@ func (w *wire) tryRead(fd uintptr) bool {
 	return true
 }
 
+// giveBack returns a buffer, if there is one.
+func giveBack(buf *buffer) {
+	if buf != nil {
+		buffers.Put(buf)
+	}
+}
+
 // release gives the read buffer back.
 func (w *wire) release() {
-	if w.buf != nil {
-		buffers.Put(w.buf)
-		w.buf, w.unread = nil, nil
-	}
+	giveBack(w.buf)
+	w.buf, w.unread = nil, nil
 }
 
 // Write writes, or gathers between gather and flush. crypto/tls may write from the reading goroutine
@@ -243,17 +269,18 @@ func (l *leg) forward(dst *leg, relayed func(n int)) (ended ending, readErr, wri
 	}
 }
 
-// send writes data, which lies in buf, and gives buf back as soon as it is not needed.
+// send writes data, which lies in buf (nil: in memory of the reader's own), and gives buf back as soon as it is not
+// needed.
 func (l *leg) send(buf *buffer, data []byte) error {
 	if l.tls == nil {
-		defer buffers.Put(buf)
 		_, err := l.Conn.Write(data)
+		giveBack(buf)
 		return err
 	}
 	gathered := l.gather()
 	defer buffers.Put(gathered)
 	_, err := l.tls.Write(data)
-	buffers.Put(buf)
+	giveBack(buf) // flush may wait for long
 	if flushErr := l.flush(); err == nil {
 		err = flushErr
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,14 +27,14 @@ type state struct {
 	outer *tls.Config
 
 	table    atomic.Pointer[table]
-	settings atomic.Pointer[settings] // of the config that started last
+	settings atomic.Pointer[settings] // of the config in force
 	live     liveConns
 	early    dialSlots
 	alpn     alpnCache
 	certs    certificates
 
 	mu        sync.Mutex // guards the rest, and who writes table and settings
-	apps      []*App     // started, the live one last
+	apps      []*App     // started: the one in force, then its successor during a reload
 	upstreams map[upstreamKey]*upstream
 }
 
@@ -100,33 +101,33 @@ func (s *state) drain(grace time.Duration) {
 	}
 }
 
-// start makes an app's config the one in force.
+// start queues an app's config. It comes into force now if no other is, else when the one before it stops:
+// Caddy starts all apps of a config and only then stops those of the one before, so that a config of
+// which another app fails to start never has an effect.
 func (s *state) start(a *App) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.apps = append(s.apps, a)
-	s.enforce()
-}
-
-// stop takes an app's config out of force. Where it was the last to start, because another app of its
-// config failed, the one before it is in force again.
-func (s *state) stop(a *App) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, other := range s.apps {
-		if other == a {
-			s.apps = append(s.apps[:i], s.apps[i+1:]...)
-			if i == len(s.apps) && i > 0 {
-				s.enforce()
-			}
-			return
-		}
+	if s.apps = append(s.apps, a); len(s.apps) == 1 {
+		s.enforce()
 	}
 }
 
-// enforce puts the last app's settings and domains in force. Call it with the lock held.
+// stop takes an app's config out of force, or out of the queue.
+func (s *state) stop(a *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.apps, a)
+	if i < 0 {
+		return
+	}
+	if s.apps = slices.Delete(s.apps, i, i+1); i == 0 && len(s.apps) > 0 {
+		s.enforce()
+	}
+}
+
+// enforce puts the first app's settings and domains in force. Call it with the lock held.
 func (s *state) enforce() {
-	a := s.apps[len(s.apps)-1]
+	a := s.apps[0]
 	s.settings.Store(&settings{limits: a.Limits, logger: a.logger, accessLog: a.accessLog})
 	admission.limit.Store(int64(a.Limits.MaxConnections))
 	refused := s.refuseOverLimit
@@ -144,32 +145,37 @@ func (s *state) enter(c *conn, r *route) bool {
 		return false
 	}
 	c.entered = true
+	s.endIfAffected(c) // apply may have looked for such connections since r was found, and not seen this one
 	return true
 }
 
 // endAffected ends the connections of routes that are gone, suspended or another tenant's, spread over the
 // grace period so that their clients do not all come back at once.
 func (s *state) endAffected() {
-	settings := s.settings.Load()
-	t := s.table.Load()
 	for _, c := range s.live.list() {
-		had := c.routed.Load()
-		if had == nil {
-			continue
-		}
-		now := t.routes[had.Name]
-		var reason endReason
-		switch {
-		case now == nil, now.Tenant != had.Tenant:
-			reason = reasonDomainRemoved
-		case now.Suspended:
-			reason = reasonSuspended
-		default:
-			continue
-		}
-		if c.ending.CompareAndSwap(false, true) {
-			time.AfterFunc(rand.N(time.Duration(settings.limits.GracePeriod)+1), func() { c.abort(reason, sideEdge, nil) })
-		}
+		s.endIfAffected(c)
+	}
+}
+
+// endIfAffected is endAffected for one connection.
+func (s *state) endIfAffected(c *conn) {
+	had := c.routed.Load()
+	if had == nil {
+		return
+	}
+	now := s.table.Load().routes[had.Name]
+	var reason endReason
+	switch {
+	case now == nil, now.Tenant != had.Tenant:
+		reason = reasonDomainRemoved
+	case now.Suspended:
+		reason = reasonSuspended
+	default:
+		return
+	}
+	if c.ending.CompareAndSwap(false, true) {
+		grace := time.Duration(s.settings.Load().limits.GracePeriod)
+		time.AfterFunc(rand.N(grace+1), func() { c.abort(reason, sideEdge, nil) })
 	}
 }
 

@@ -81,7 +81,7 @@ func (u *upstream) clientConfig(asked string, protos ...string) *tls.Config {
 type upstreamConn struct {
 	leg
 	upstream *upstream
-	state    tls.ConnectionState // zero for plain TCP
+	session  session // zero for plain TCP
 	closing  sync.Once
 }
 
@@ -246,15 +246,16 @@ func (c *conn) upstreamTLS13(up *upstreamConn) error {
 	if err := up.tls.Handshake(); err != nil {
 		return err
 	}
-	up.state = up.tls.ConnectionState()
-	if !up.upstream.policy.allows(up.state.CurveID) {
-		return fmt.Errorf("%w: %s", errUpstreamGroup, up.state.CurveID)
+	state := up.tls.ConnectionState()
+	up.session = sessionOf(&state)
+	if !up.upstream.policy.allows(up.session.group) {
+		return fmt.Errorf("%w: %s", errUpstreamGroup, up.session.group)
 	}
-	if got := up.state.NegotiatedProtocol; got != c.offerProto {
+	if got := up.session.alpn; got != c.offerProto {
 		c.owner.alpn.forget(up.upstream)
 		return fmt.Errorf("%w: %q instead of %q", errUpstreamALPN, got, c.offerProto)
 	}
-	metrics.upstreamHandshake(&up.state)
+	metrics.upstreamHandshake(&up.session)
 	return nil
 }
 
@@ -334,8 +335,8 @@ func (c *conn) proxyHeader() []byte {
 	if version == domain.ProxyV1 {
 		return h.AppendV1(nil)
 	}
-	h.ALPN, h.Authority, h.UniqueID = c.state.NegotiatedProtocol, c.serverName, c.id.String()
-	h.TLS, h.TLSVersion, h.CipherSuite, h.Group = true, c.state.Version, c.state.CipherSuite, c.state.CurveID
+	h.ALPN, h.Authority, h.UniqueID = c.session.alpn, c.serverName, c.id.String()
+	h.TLS, h.TLSVersion, h.CipherSuite, h.Group = true, c.session.version, c.session.cipherSuite, c.session.group
 	return h.AppendV2(nil)
 }
 
