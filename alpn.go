@@ -212,12 +212,12 @@ func (c *conn) askALPN(u *upstream, offered []string) (alpnChoice, *dialError) {
 	case domain.ProxyV2:
 		w.header = proxyheader.AppendV2Local(nil)
 	}
-	conn := tls.Client(w, u.clientConfig(c.serverName, offered...))
+	conn := tls.Client(w, u.clientConfig(c.serverName, offered))
 	if err := conn.Handshake(); err != nil {
 		if alertOf(err) == alertNoApplicationProtocol {
 			return alpnChoice{refused: true}, nil
 		}
-		return fail(c.upstreamReason(u, err), err)
+		return fail(c.explainHangUp(c.upstreamReason(u, err), err))
 	}
 	proto := conn.ConnectionState().NegotiatedProtocol
 	_ = conn.Close() // with close_notify, so that nobody logs a fault

@@ -30,8 +30,8 @@ type conn struct {
 	limits *Limits
 	start  time.Time
 
-	ctx    context.Context // ends with the connection, or when it is aborted
-	cancel context.CancelFunc
+	ctx    context.Context    // of the dial: ends when the connection is aborted
+	cancel context.CancelFunc // guarded by mu; nil when there is nothing to cancel any more
 
 	clientWire *clientWire
 	tls        *tls.Conn
@@ -249,8 +249,10 @@ func (c *conn) abort(reason endReason, by side, err error) {
 	c.mu.Lock()
 	c.aborted = true
 	up := c.up
+	if c.cancel != nil {
+		c.cancel()
+	}
 	c.mu.Unlock()
-	c.cancel()
 	c.clientWire.reset()
 	if up != nil {
 		up.reset()
@@ -272,6 +274,8 @@ func (c *conn) awaitUpstream() (*upstreamConn, *dialError) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.up = result.conn
+	c.cancel()
+	c.ctx, c.cancel, c.order, c.negotiatedSignal = nil, nil, nil, nil // not to be held while the connection idles
 	if c.aborted {
 		return nil, &dialError{reason: reasonInternal, err: context.Canceled} // the reason has been said
 	}
@@ -399,7 +403,11 @@ func (c *conn) survivePanic() {
 
 // finish closes what the connection opened and leaves its record.
 func (c *conn) finish() {
-	c.cancel()
+	c.mu.Lock()
+	if c.cancel != nil {
+		c.cancel()
+	}
+	c.mu.Unlock()
 	c.releaseEarlySlot()
 	if c.dialed != nil {
 		result := <-c.dialed
@@ -476,7 +484,11 @@ func (w *clientWire) Write(p []byte) (int, error) {
 	if w.muted {
 		return len(p), nil
 	}
-	return w.wire.Write(p)
+	n, err := w.wire.Write(p)
+	if err != nil && !w.relaying && isReset(err) {
+		w.gone = true
+	}
+	return n, err
 }
 
 // lingerAfterAlert bounds how long and how much is read from a client that was sent an alert: closing

@@ -31,7 +31,17 @@ type upstream struct {
 
 	policy *groupPolicy // towards the upstream; nil: plain TCP
 	open   atomic.Int64 // connections of this edge
+
+	configs     sync.Map // configKey → *tls.Config; few, so that connections share them
+	configCount atomic.Int32
 }
+
+// configKey is what the TLS config of a connection to an upstream depends on.
+type configKey struct{ serverName, proto string }
+
+// upstreamConfigs is how many TLS configs are kept for an upstream. There are more only where clients choose
+// the name, under a wildcard.
+const upstreamConfigs = 16
 
 // upstreamSessions is how many sessions are kept for resumption towards one upstream. crypto/tls takes a
 // session out to use it, and servers send two tickets as a rule.
@@ -68,9 +78,26 @@ func newUpstream(u domain.Upstream) (*upstream, error) {
 	return up, nil
 }
 
-// clientConfig returns the TLS config of one connection on behalf of a client that asked for a name, offering
-// protocols.
-func (u *upstream) clientConfig(asked string, protos ...string) *tls.Config {
+// relayConfig returns the TLS config of a connection on behalf of a client that asked for a name, offering one
+// protocol, or none where proto is empty.
+func (u *upstream) relayConfig(asked, proto string) *tls.Config {
+	key := configKey{u.TLSServerName(asked), proto}
+	if cfg, ok := u.configs.Load(key); ok {
+		return cfg.(*tls.Config)
+	}
+	var protos []string
+	if proto != "" {
+		protos = []string{proto}
+	}
+	cfg := u.clientConfig(asked, protos)
+	if u.configCount.Add(1) <= upstreamConfigs {
+		u.configs.Store(key, cfg)
+	}
+	return cfg
+}
+
+// clientConfig returns a new TLS config that offers protocols.
+func (u *upstream) clientConfig(asked string, protos []string) *tls.Config {
 	cfg := u.tls.Clone()
 	cfg.ServerName = u.TLSServerName(asked)
 	cfg.NextProtos = protos
@@ -211,7 +238,7 @@ func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
 	}
 	if err != nil {
 		_ = sock.Close()
-		return fail(c.upstreamReason(u, err), err)
+		return fail(c.explainHangUp(c.upstreamReason(u, err), err))
 	}
 	_ = sock.SetDeadline(time.Time{})
 	u.open.Add(1)
@@ -238,11 +265,7 @@ var (
 
 // upstreamTLS13 runs the handshake with an upstream, offering exactly what the client was promised.
 func (c *conn) upstreamTLS13(up *upstreamConn) error {
-	var protos []string
-	if c.offerProto != "" {
-		protos = []string{c.offerProto}
-	}
-	up.tls = tls.Client(up.wire, up.upstream.clientConfig(c.serverName, protos...))
+	up.tls = tls.Client(up.wire, up.upstream.relayConfig(c.serverName, c.offerProto))
 	if err := up.tls.Handshake(); err != nil {
 		return err
 	}
@@ -304,6 +327,14 @@ func (c *conn) upstreamReason(u *upstream, err error) endReason {
 	default:
 		return reasonUpTLS
 	}
+}
+
+// explainHangUp adds to the error of an upstream that hung up what usually makes it.
+func (c *conn) explainHangUp(reason endReason, err error) (endReason, error) {
+	if reason == reasonUpClosedEarly {
+		err = fmt.Errorf("the upstream hung up in the handshake (%w): %s", err, c.route.proxyHint())
+	}
+	return reason, err
 }
 
 // alertOf returns the alert that a peer sent, or 0. crypto/tls keeps its type to itself, but not its text.
