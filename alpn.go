@@ -66,6 +66,9 @@ func (c *conn) plainALPN(offered []string, mismatch func(error) error) (string, 
 // handshake_timeout does not run meanwhile.
 func (c *conn) learnALPN(offered []string) (alpnChoice, *dialError) {
 	begun := time.Now()
+	defer func() { // also for the alert that a failure becomes
+		_ = c.clientWire.SetDeadline(c.start.Add(time.Duration(c.limits.HandshakeTimeout) + time.Since(begun)))
+	}()
 	ups := slices.Clone(c.upstreams())
 	var failed *dialError
 	for i, u := range ups {
@@ -77,9 +80,10 @@ func (c *conn) learnALPN(offered []string) (alpnChoice, *dialError) {
 			copy(ups[1:i+1], ups[:i])
 			ups[0] = u
 			c.order = ups
-			failed = nil
-			_ = c.clientWire.SetDeadline(c.start.Add(time.Duration(c.limits.HandshakeTimeout) + time.Since(begun)))
 			return choice, nil
+		}
+		if failed != nil { // a copy: others may share err
+			err = &dialError{err.reason, err.dial, fmt.Errorf("%w (before that: %w)", err.err, failed)}
 		}
 		failed = err
 		if c.ctx.Err() != nil || time.Since(begun) > attemptsPerDial*time.Duration(c.limits.DialTimeout) {

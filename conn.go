@@ -184,6 +184,7 @@ func (c *conn) shakeHands() bool {
 		c.handshake = time.Since(c.start) - c.helloWait
 	}
 	c.releaseEarlySlot()
+	c.clientWire.stopHolding(err != nil)
 	if err != nil {
 		c.handshakeFailed(err)
 		return false
@@ -340,7 +341,8 @@ func (c *conn) direction(dst, src *leg, from side, relayed func(n int)) {
 		if from == sideUpstream && c.endedEarly() {
 			c.end(reasonUpClosedEarly, sideUpstream, c.explainEarly(errors.New("the upstream closed the connection")))
 		}
-		if !c.halfClosed.Swap(true) {
+		both := c.halfClosed.Swap(true)
+		if !both {
 			c.mu.Lock()
 			if c.closedBy == "" {
 				c.closedBy = from
@@ -350,7 +352,7 @@ func (c *conn) direction(dst, src *leg, from side, relayed func(n int)) {
 			c.touch()
 			c.idle.Reset(time.Duration(c.limits.Linger))
 		}
-		dst.closeWrite(ended)
+		dst.closeWrite(ended, both)
 	}
 }
 
@@ -454,6 +456,7 @@ type clientWire struct {
 	received    bool // at least one byte
 	gone        bool // the client ended or reset the connection
 	muted       bool // we have sent an alert of our own
+	holding     bool // our flight has left: what crypto/tls writes then are session tickets, kept in header
 }
 
 // Read reads for crypto/tls. Until there is a hello it bounds what crypto/tls may read, prefetched bytes
@@ -476,12 +479,27 @@ func (w *clientWire) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// holdTickets is called when our flight has left. Session tickets, which follow the client's Finished, then leave
+// with the first data, in one segment instead of two.
+func (w *clientWire) holdTickets() { w.holding = true }
+
+// stopHolding lets go of what was held: the tickets with the next write, an alert at once.
+func (w *clientWire) stopHolding(failed bool) {
+	if w.holding = false; failed && w.header != nil {
+		_, _ = w.wire.Write(nil)
+	}
+}
+
 // helloDone lifts the bound on the hello.
 func (w *clientWire) helloDone() { w.helloParsed = true }
 
 // Write writes for crypto/tls, unless an alert of ours has been the last word.
 func (w *clientWire) Write(p []byte) (int, error) {
-	if w.muted {
+	switch {
+	case w.muted:
+		return len(p), nil
+	case w.holding:
+		w.header = append(w.header, p...)
 		return len(p), nil
 	}
 	n, err := w.wire.Write(p)

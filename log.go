@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// endReason says how a connection ended. Each value is a metric label too; docs/connection-log.md says
+// endReason says how a connection ended. Each value is a metric label too; docs/connections.md says
 // what each means and what to do about it.
 type endReason string
 

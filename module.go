@@ -57,7 +57,8 @@ type App struct {
 
 	state    *state
 	stopping sync.Once
-	release  bool // whether Cleanup must let go of the state
+	release  bool          // whether Cleanup must let go of the state
+	gone     chan struct{} // closed by Cleanup
 }
 
 // Limits are the bounds and deadlines of every connection. Zero means the default; negative values are
@@ -177,6 +178,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision checks the config, reads the files that it names and proves the groups. It changes nothing that is
 // in force.
 func (a *App) Provision(ctx caddy.Context) error {
+	a.gone = make(chan struct{})
 	a.ctx = ctx
 	a.logger = ctx.Logger()
 	a.accessLog = a.logger.Named("log.access")
@@ -414,6 +416,7 @@ func (a *App) Cleanup() error {
 		return nil
 	}
 	a.release = false
+	close(a.gone)
 	_, err := states.Delete(stateKey)
 	return err
 }

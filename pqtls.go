@@ -142,6 +142,7 @@ func (c *conn) verifyNegotiated(state tls.ConnectionState) error {
 			tls.VersionName(state.Version), state.CurveID, c.route.policy.name)
 	}
 	c.session = sessionOf(&state)
+	c.clientWire.holdTickets()
 	close(c.negotiatedSignal)
 	return nil
 }

@@ -66,7 +66,7 @@ type wire struct {
 
 	wmu    sync.Mutex // guards out and header, and keeps records in order while out is written
 	out    []byte     // gathered writes; nil: writes pass through
-	header []byte     // PROXY header that leaves in front of the first write
+	header []byte     // leaves in front of the first write: a PROXY header, session tickets
 }
 
 // newWire returns the wire of a connection that is its own socket.
@@ -164,7 +164,7 @@ func (w *wire) release() {
 	w.buf, w.unread = nil, nil
 }
 
-// Write writes, or gathers between gather and flush. crypto/tls may write from the reading goroutine
+// Write writes, or gathers between gather and flush; an empty write sends no more than the header. crypto/tls may write from the reading goroutine
 // also (a key update's answer), hence the lock.
 func (w *wire) Write(p []byte) (int, error) {
 	w.wmu.Lock()
@@ -174,6 +174,9 @@ func (w *wire) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if w.header == nil {
+		if len(p) == 0 {
+			return 0, nil
+		}
 		return w.Conn.Write(p)
 	}
 	first := append(w.header, p...)
@@ -186,7 +189,8 @@ func (w *wire) Write(p []byte) (int, error) {
 func (w *wire) gather() *buffer {
 	buf := buffers.Get().(*buffer)
 	w.wmu.Lock()
-	w.out = buf[:0]
+	w.out = append(buf[:0], w.header...)
+	w.header = nil
 	w.wmu.Unlock()
 	return buf
 }
@@ -311,12 +315,15 @@ func relayUntilEnd(dst, src *leg, relayed func(n int)) (ended ending, readErr, w
 	}
 }
 
-// closeWrite ends the direction towards the peer the way the other side ended it.
-func (l *leg) closeWrite(how ending) {
+// closeWrite ends the direction towards the peer the way the other side ended it. Where both have ended, the FIN
+// is left to Close, which follows.
+func (l *leg) closeWrite(how ending, both bool) {
 	if l.tls != nil && how == endedNotify {
-		_ = l.tls.CloseWrite() // close_notify; the FIN below follows it
+		_ = l.tls.CloseWrite() // close_notify; the FIN follows it
+	} else {
+		_, _ = l.wire.Write(nil) // tickets that no data has taken along
 	}
-	if l.sock != nil {
+	if l.sock != nil && !both {
 		_ = l.sock.CloseWrite()
 	}
 }

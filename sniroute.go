@@ -48,6 +48,17 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 // Handle serves the connection and returns when it has ended. Faults of peers are in the connection's
 // record and no error here.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
+	// Caddy starts apps in any order: layer4 may accept before there is a table. It also stops them in any
+	// order: a connection may come when this app is gone and the state serves for its successor.
+	select {
+	case <-h.app.state.ready:
+	case <-h.app.gone:
+		select {
+		case <-h.app.state.ready:
+		default:
+			return nil // the config never came into force
+		}
+	}
 	h.app.state.serve(cx)
 	return nil
 }

@@ -26,6 +26,7 @@ type state struct {
 	// and keeps them for a week.
 	outer *tls.Config
 
+	ready    chan struct{} // closed when a config is in force
 	table    atomic.Pointer[table]
 	settings atomic.Pointer[settings] // of the config in force
 	live     liveConns
@@ -33,6 +34,7 @@ type state struct {
 	alpn     alpnCache
 	certs    certificates
 
+	once      sync.Once  // closes ready
 	mu        sync.Mutex // guards the rest, and who writes table and settings
 	apps      []*App     // started: the one in force, then its successor during a reload
 	upstreams map[upstreamKey]*upstream
@@ -46,7 +48,7 @@ type settings struct {
 }
 
 func newState() *state {
-	s := &state{}
+	s := &state{ready: make(chan struct{})}
 	s.outer = &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		GetConfigForClient: s.hello,
@@ -134,6 +136,7 @@ func (s *state) enforce() {
 	admission.refused.Store(&refused)
 	s.certs.use(a.internal)
 	s.apply(a.drafts)
+	s.once.Do(func() { close(s.ready) })
 }
 
 // enter counts a connection in on its route. It reports false where the domain is full.

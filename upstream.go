@@ -69,7 +69,7 @@ func newUpstream(u domain.Upstream) (*upstream, error) {
 		}
 		up.caPEM = string(content)
 	}
-	if up.caPEM != "" {
+	if u.TLS.CAFile != "" || up.caPEM != "" { // an empty file must not mean the system's roots
 		up.tls.RootCAs = x509.NewCertPool()
 		if !up.tls.RootCAs.AppendCertsFromPEM([]byte(up.caPEM)) {
 			return up, fmt.Errorf("%s holds no certificate in PEM form", u.TLS.CAFile)
@@ -219,28 +219,21 @@ func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
 	}
 	header := c.proxyHeader()
 
-	begun = time.Now()
-	_ = sock.SetDeadline(begun.Add(timeout))
-	stop := context.AfterFunc(c.ctx, func() { _ = sock.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	conn := &upstreamConn{leg: leg{wire: w}, upstream: u}
 	if u.tls == nil {
 		if len(header) > 0 {
-			_, err = sock.Write(header)
+			_, err = sock.Write(header) // does not wait: nothing is in the socket's buffer yet
 		}
 	} else {
+		begun = time.Now()
 		w.header = header // leaves with the ClientHello, in one segment
-		err = c.upstreamTLS13(conn)
+		err = c.upstreamTLS13(conn, timeout)
 		result.handshake = time.Since(begun)
-	}
-	if err == nil && !stop() {
-		err = c.ctx.Err()
 	}
 	if err != nil {
 		_ = sock.Close()
 		return fail(c.explainHangUp(c.upstreamReason(u, err), err))
 	}
-	_ = sock.SetDeadline(time.Time{})
 	u.open.Add(1)
 	result.conn = conn
 	return result
@@ -248,7 +241,7 @@ func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
 
 // dialSocket opens a connection to an upstream.
 func dialSocket(ctx context.Context, u *upstream, timeout time.Duration) (socket, error) {
-	dialer := net.Dialer{Timeout: timeout}
+	dialer := net.Dialer{Timeout: max(timeout, 1)} // 0 would be no timeout
 	network, address := u.Network()
 	c, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
@@ -264,7 +257,10 @@ var (
 )
 
 // upstreamTLS13 runs the handshake with an upstream, offering exactly what the client was promised.
-func (c *conn) upstreamTLS13(up *upstreamConn) error {
+func (c *conn) upstreamTLS13(up *upstreamConn, timeout time.Duration) error {
+	_ = up.sock.SetDeadline(time.Now().Add(timeout))
+	stop := context.AfterFunc(c.ctx, func() { _ = up.sock.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	up.tls = tls.Client(up.wire, up.upstream.relayConfig(c.serverName, c.offerProto))
 	if err := up.tls.Handshake(); err != nil {
 		return err
@@ -278,6 +274,10 @@ func (c *conn) upstreamTLS13(up *upstreamConn) error {
 		c.owner.alpn.forget(up.upstream)
 		return fmt.Errorf("%w: %q instead of %q", errUpstreamALPN, got, c.offerProto)
 	}
+	if !stop() {
+		return c.ctx.Err()
+	}
+	_ = up.sock.SetDeadline(time.Time{})
 	metrics.upstreamHandshake(&up.session)
 	return nil
 }

@@ -153,9 +153,12 @@ func TestNormalHost(t *testing.T) {
 	}
 }
 
+// normalHostSink keeps the call under measurement.
+var normalHostSink string
+
 func TestNormalHostAllocatesNothing(t *testing.T) {
 	for _, sni := range []string{"app.example.com", "192.0.2.1", "a..b"} {
-		if n := testing.AllocsPerRun(100, func() { NormalHost(sni) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { normalHostSink, _ = NormalHost(sni) }); n != 0 {
 			t.Errorf("NormalHost(%q) allocates %v times, want 0", sni, n)
 		}
 	}
