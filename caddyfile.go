@@ -1,7 +1,6 @@
 package pqproxy
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +20,7 @@ func init() {
 // parseGlobalOption adapts the global option `pqproxy`.
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
+		d.Next() // so that the error has its line
 		return nil, d.Err("the global option pqproxy is given twice; put everything in one block")
 	}
 	app := new(App)
@@ -151,19 +151,19 @@ func (o *options) flag(into *bool) {
 // text reads the one argument of an option.
 func (o *options) text() string {
 	o.once()
-	return o.one("put it in quotes if it has spaces")
+	return o.one("a value", "put it in quotes if it has spaces")
 }
 
-// one reads the one argument of an option; more says what to do with several.
-func (o *options) one(more string) string {
+// one reads the one argument of an option: what it is, and what to do with several.
+func (o *options) one(what, several string) string {
 	option := o.Val()
 	args := o.RemainingArgs()
 	switch {
 	case len(args) == 0:
-		o.fail(o.Errf("%s needs an argument", option))
+		o.fail(o.Errf("%s needs %s", option, what))
 		return ""
 	case len(args) > 1:
-		o.fail(o.Errf("%s takes one argument, not %d; %s", option, len(args), more))
+		o.fail(o.Errf("%s takes %s, not %d arguments; %s", option, what, len(args), several))
 		return ""
 	}
 	return args[0]
@@ -207,7 +207,11 @@ func oneOf[T ~string](o *options, into *T, words ...T) {
 
 // join lists words for a message.
 func join[T ~string](words []T) string {
-	return strings.Trim(strings.ReplaceAll(fmt.Sprint(words), " ", ", "), "[]")
+	texts := make([]string, len(words))
+	for i, w := range words {
+		texts[i] = string(w)
+	}
+	return strings.Join(texts, ", ")
 }
 
 func (o *options) limits(l *Limits) {
@@ -232,7 +236,7 @@ func (o *options) limits(l *Limits) {
 }
 
 func (o *options) domain() (d domain.Domain) {
-	d.Name = o.one("give each name a domain block of its own")
+	d.Name = o.one("a name", "give each name a domain block of its own")
 	o.block(func() {
 		switch o.Val() {
 		case "tenant":
@@ -260,6 +264,9 @@ func (o *options) domain() (d domain.Domain) {
 			o.unknown("domain", "tenant, upstream, load_balancing, proxy_protocol, post_quantum, alpn, certificate, max_connections, suspended")
 		}
 	})
+	if len(d.Upstreams) == 0 {
+		o.fail(o.Errf("domain %s has no upstream; give one, such as upstream 10.0.0.5:8443", d.Name))
+	}
 	return d
 }
 
@@ -276,7 +283,7 @@ func (o *options) certificate(c *domain.Certificate) {
 }
 
 func (o *options) upstream() (u domain.Upstream) {
-	u.Dial = o.one("write a line of its own for each upstream")
+	u.Dial = o.one("an address", "write a line of its own for each upstream")
 	tls := func() *domain.UpstreamTLS {
 		if u.TLS == nil {
 			u.TLS = new(domain.UpstreamTLS)
