@@ -61,6 +61,7 @@ type conn struct {
 	lastActive   atomic.Int64  // nanoseconds since start
 	halfClosed   atomic.Bool   // one side has ended
 	clientEnded  atomic.Bool   // the client was the first
+	over         atomic.Bool   // both have
 	firstByteIn  atomic.Int64  // nanoseconds from the start of the relay; 0: none yet
 	relayStarted time.Duration // since start
 	idle         *time.Timer
@@ -298,6 +299,7 @@ func (c *conn) relayToEnd() {
 	go c.relayDown(client, up, downDone)
 	c.relayUp(up, client)
 	<-downDone
+	c.over.Store(true)
 	c.idle.Stop()
 }
 
@@ -385,6 +387,9 @@ func (c *conn) checkIdle() {
 	limit, what := time.Duration(c.limits.IdleTimeout), "nothing was relayed for idle_timeout (%s)"
 	if c.halfClosed.Load() {
 		limit, what = time.Duration(c.limits.Linger), "one side ended, and nothing was relayed for linger (%s)"
+	}
+	if c.over.Load() {
+		return
 	}
 	quiet := time.Since(c.start) - time.Duration(c.lastActive.Load())
 	if quiet < limit {

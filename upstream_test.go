@@ -52,7 +52,11 @@ func TestProxyProtocol(t *testing.T) {
 				if h == nil || h.SourceAddr.String() != c.LocalAddr().String() || h.DestinationAddr.String() != e.addr || h.TransportProtocol != proxyproto.TCPv4 {
 					t.Fatalf("the upstream was told %+v (%v)", h, got.Err)
 				}
-				if !strings.Contains(kind, "unix") && got.FirstSegments() != 1 {
+				segments := 1
+				if kind == "plain" && len(got.First()) > got.HeaderLen {
+					segments = 2 // the client's data was there before the upstream read
+				}
+				if !strings.Contains(kind, "unix") && got.FirstSegments() != segments {
 					t.Errorf("the header came in %d writes", got.FirstSegments())
 				}
 				if kind == "tls" && len(got.First()) <= got.HeaderLen {
