@@ -96,7 +96,8 @@ func (s *state) newConn(cx *layer4.Connection) *conn {
 	}
 	c.id = newConnID()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	w := &clientWire{conn: c, helloLeft: c.limits.MaxHello}
+	w := &clientWire{conn: c}
+	w.piece = clientPiece
 	c.clientWire = w
 	c.client = addrPort(cx.RemoteAddr())
 
@@ -180,7 +181,7 @@ func (c *conn) shakeHands() bool {
 	_ = c.clientWire.SetDeadline(c.start.Add(time.Duration(c.limits.HandshakeTimeout)))
 	c.tls = tls.Server(c.clientWire, c.owner.outer)
 	err := c.tls.Handshake()
-	c.sentAnything = c.clientWire.received
+	c.sentAnything = c.clientWire.records.taken > 0
 	if c.clientWire.helloParsed {
 		c.handshake = time.Since(c.start) - c.helloWait
 	}
@@ -210,7 +211,7 @@ func (c *conn) handshakeFailed(err error) {
 		c.end(reasonHelloTimeout, sideEdge, nil)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		c.end(reasonHandshakeTime, sideEdge, nil)
-	case w.gone && !w.received:
+	case w.gone && w.records.taken == 0:
 		c.end(reasonNoHello, sideClient, nil)
 	case w.gone:
 		c.end(reasonClientGone, sideClient, err)
@@ -456,9 +457,7 @@ type clientWire struct {
 	wire
 	conn *conn
 
-	helloLeft   int  // bytes that the hello may still take on the wire
 	helloParsed bool // crypto/tls has a hello
-	received    bool // at least one byte
 	gone        bool // the client ended or reset the connection
 	muted       bool // we have sent an alert of our own
 	holding     bool // our flight has left: what crypto/tls writes then are session tickets, kept in header
@@ -471,15 +470,14 @@ func (w *clientWire) Read(p []byte) (int, error) {
 		return w.wire.Read(p)
 	}
 	if !w.helloParsed {
-		if w.helloLeft == 0 {
+		left := w.conn.limits.MaxHello - w.records.taken
+		if left <= 0 {
 			return 0, w.conn.refuse(alertDecodeError, reasonHelloTooLarge,
 				fmt.Errorf("the hello is longer than max_hello (%d bytes)", w.conn.limits.MaxHello))
 		}
-		p = p[:min(len(p), w.helloLeft)]
+		p = p[:min(len(p), left)]
 	}
 	n, err := w.wire.Read(p)
-	w.helloLeft -= n
-	w.received = w.received || n > 0
 	w.gone = w.gone || errors.Is(err, io.EOF) || isReset(err)
 	return n, err
 }

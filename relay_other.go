@@ -7,5 +7,8 @@ import "syscall"
 // rawConn returns nil: where reads complete asynchronously a connection waits with a buffer in hand.
 func rawConn(socket) syscall.RawConn { return nil }
 
-// readDescriptor is never called, as there is no rawConn.
+// The rest is never called, as there is no rawConn.
+
 func readDescriptor(uintptr, []byte) (int, error) { return 0, syscall.EINVAL }
+
+func descriptorReadable(uintptr) bool { return true }
