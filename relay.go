@@ -74,6 +74,7 @@ type wire struct {
 	into    []byte                // of readNow
 	n       int                   // of readNow
 	readErr error                 // of the last of them
+	drained bool                  // readNow got less than it had room for
 	ended   bool                  // readNow has met the peer's FIN
 
 	chunk  *[relayChunk]byte // lent; nil when nothing of it is unread
@@ -118,6 +119,9 @@ func (w *wire) readWaiting(p []byte) (int, error) {
 		return n, nil
 	case w.reading == nil:
 		return 0, errNothingBuffered
+	case w.drained: // fill looks again before it waits
+		w.drained = false
+		return 0, errNothingBuffered
 	}
 	w.into = p
 	if err := w.raw.Read(w.reading); err != nil {
@@ -125,6 +129,7 @@ func (w *wire) readWaiting(p []byte) (int, error) {
 	}
 	switch {
 	case w.n > 0:
+		w.drained = w.n < len(p)
 		return w.n, nil
 	case w.readErr == nil:
 		w.ended = true
