@@ -129,7 +129,7 @@ func (w *wire) readWaiting(p []byte) (int, error) {
 	}
 	switch {
 	case w.n > 0:
-		w.drained = w.n < len(p)
+		w.drained = w.n < min(len(p), helloChunk) // in bulk there may be more by now, and it goes into the same write
 		return w.n, nil
 	case w.readErr == nil:
 		w.ended = true
