@@ -198,7 +198,12 @@ func (w *wire) tryPeek(fd uintptr) bool {
 		return true
 	}
 	w.asked = true
-	return descriptorReadable(fd)
+	err := peekDescriptor(fd)
+	if errors.Is(err, syscall.EAGAIN) {
+		return false
+	}
+	w.readErr = err // the kernel reports a reset once: whoever reads after that reads an end
+	return true
 }
 
 // tryRead reads from the socket into a buffer that it takes only for that; false means that there is

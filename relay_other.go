@@ -11,4 +11,4 @@ func rawConn(socket) syscall.RawConn { return nil }
 
 func readDescriptor(uintptr, []byte) (int, error) { return 0, syscall.EINVAL }
 
-func descriptorReadable(uintptr) bool { return true }
+func peekDescriptor(uintptr) error { return syscall.EINVAL }

@@ -24,13 +24,13 @@ func readDescriptor(fd uintptr, p []byte) (int, error) {
 	}
 }
 
-// descriptorReadable reports whether a read would not wait: there is data, an end, or an error.
-func descriptorReadable(fd uintptr) bool {
+// peekDescriptor asks whether a read would wait: EAGAIN. It returns nil where there is data or an end.
+func peekDescriptor(fd uintptr) error {
 	var one [1]byte
 	for {
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK)
 		if err != syscall.EINTR {
-			return err != syscall.EAGAIN
+			return err
 		}
 	}
 }
