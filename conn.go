@@ -41,8 +41,8 @@ type conn struct {
 	entered bool                  // counted on the route
 	ending  atomic.Bool           // an end has been scheduled
 
-	expect           endReason // why crypto/tls is about to refuse the hello
-	alerted          bool      // the client was sent an alert, which a reset would take from it
+	expect           endReason   // why crypto/tls is about to refuse the hello
+	alerted          atomic.Bool // the client was sent an alert, which a reset would take from it
 	order            []*upstream
 	offerProto       string        // ALPN that both sides shall have; empty: none
 	negotiatedSignal chan struct{} // closed when session is known, before the client's Finished
@@ -199,7 +199,7 @@ func (c *conn) shakeHands() bool {
 // handshakeFailed decides what the record says of a failed handshake. What the client hears was decided
 // where it failed.
 func (c *conn) handshakeFailed(err error) {
-	c.alerted = !errors.Is(err, os.ErrDeadlineExceeded)
+	c.alerted.Store(!errors.Is(err, os.ErrDeadlineExceeded))
 	w := c.clientWire
 	var notTLS tls.RecordHeaderError
 	var remote *net.OpError
@@ -256,10 +256,26 @@ func (c *conn) abort(reason endReason, by side, err error) {
 		c.cancel()
 	}
 	c.mu.Unlock()
-	c.clientWire.reset()
+	if !c.alerted.Load() {
+		c.clientWire.reset()
+	}
 	if up != nil {
 		up.reset()
 	}
+}
+
+// breakOff ends a connection whose client has broken TLS. crypto/tls has told it so; the upstream meets a reset.
+func (c *conn) breakOff(err error) {
+	c.alerted.Store(true)
+	_ = c.clientWire.SetWriteDeadline(time.Now().Add(lingerAfterAlert))
+	c.abort(reasonClientReset, sideClient, err)
+}
+
+// brokeTLS reports whether a read failed because what came is not TLS as it was negotiated: crypto/tls has sent an alert
+// then.
+func brokeTLS(err error) bool {
+	var op *net.OpError
+	return !isReset(err) && !errors.Is(err, net.ErrClosed) && !(errors.As(err, &op) && op.Op == "remote error")
 }
 
 // awaitUpstream returns the upstream connection: the early dial's, or a new one.
@@ -333,6 +349,8 @@ func (c *conn) direction(dst, src *leg, from side, relayed func(n int)) {
 		c.abort(c.earlyOr(reasonUpstreamReset), sideUpstream, c.explainEarly(fmt.Errorf("writing to the upstream: %w", writeErr)))
 	case writeErr != nil:
 		c.abort(reasonClientReset, sideClient, fmt.Errorf("writing to the client: %w", writeErr))
+	case ended == endedReset && from == sideClient && brokeTLS(readErr):
+		c.breakOff(fmt.Errorf("reading from the client: %w", readErr))
 	case ended == endedReset && from == sideClient:
 		c.abort(reasonClientReset, sideClient, fmt.Errorf("reading from the client: %w", readErr))
 	case ended == endedReset:
@@ -430,7 +448,7 @@ func (c *conn) finish() {
 	if up != nil {
 		up.close()
 	}
-	if c.alerted {
+	if c.alerted.Load() {
 		c.clientWire.closeGently()
 	} else {
 		_ = c.clientWire.Close()

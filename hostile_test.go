@@ -796,6 +796,7 @@ func TestHostileRecords(t *testing.T) {
 			if got := alertOfHandshake(err); got != test.alert && !(test.outrun && reset) {
 				t.Errorf("the client read %v, want alert %d", err, test.alert)
 			}
+			_ = raw.Close() // the edge waits for that, lest a reset overtake its alert
 			if test.alert == noAlert && !reset {
 				t.Errorf("the client read %v, want a reset", err)
 			}
