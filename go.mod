@@ -3,6 +3,7 @@ module github.com/pqproxy/caddy-pqproxy
 go 1.26.0
 
 require (
+	filippo.io/mldsa v1.0.0
 	github.com/KimMachineGun/automemlimit v1.0.0
 	github.com/caddyserver/caddy/v2 v2.11.9
 	github.com/caddyserver/certmagic v0.25.6

@@ -23,10 +23,11 @@ const rootPackage = "github.com/pqproxy/caddy-pqproxy"
 
 // mayImport says which packages of this repository the packages of it import outside of tests, by folder.
 var mayImport = map[string][]string{
-	".":                    {"domain", "netpolicy", "probe", "internal/proxyheader"},
+	".":                    {"domain", "netpolicy", "probe", "internal/feedsig", "internal/proxyheader"},
 	"domain":               nil,
 	"netpolicy":            nil,
 	"probe":                {"internal/proxyheader"},
+	"internal/feedsig":     nil,
 	"internal/proxyheader": nil,
 	"internal/pqtest":      nil,
 	"cmd/pqproxy":          {"."},
@@ -40,6 +41,7 @@ var mustNotKnow = map[string][]string{
 	"domain":               {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
 	"netpolicy":            {"github.com/caddyserver/", "github.com/mholt/", "database/sql"},
 	"probe":                {"github.com/caddyserver/", "github.com/mholt/", "database/sql"},
+	"internal/feedsig":     {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
 	"internal/proxyheader": {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
 }
 
