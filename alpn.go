@@ -3,11 +3,11 @@ package pqproxy
 import (
 	"container/list"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -116,8 +116,8 @@ type alpnCache struct {
 
 type alpnKey struct {
 	upstream *upstream
-	name     string // that the upstream is asked for
-	offered  string // names with their lengths
+	name     string            // that the upstream is asked for
+	offered  [sha256.Size]byte // of the names with their lengths: a list may be as long as a hello
 }
 
 type alpnEntry struct {
@@ -130,8 +130,7 @@ type alpnEntry struct {
 
 // choose returns what the upstream selects from the list, learning it if need be on behalf of c.
 func (a *alpnCache) choose(c *conn, u *upstream, offered []string) (alpnChoice, *dialError) {
-	key := alpnKey{upstream: u, offered: joinProtos(offered)}
-	key.name = u.TLSServerName(c.serverName)
+	key := alpnKey{upstream: u, name: u.TLSServerName(c.serverName), offered: digestProtos(offered)}
 	a.mu.Lock()
 	if a.entries == nil {
 		a.entries = make(map[alpnKey]*list.Element)
@@ -195,14 +194,20 @@ func (a *alpnCache) forget(u *upstream) {
 }
 
 // askALPN opens a connection of our own to an upstream, offers the client's list, and closes it. Others may
-// wait for the answer, so it does not end with c.
+// wait for the answer, so it does not end with c. Clients make up lists as they like, before their Finished: the
+// bounds of the early dials hold here too, in slots apart, and past them it waits for one.
 func (c *conn) askALPN(u *upstream, offered []string) (alpnChoice, *dialError) {
 	timeout := time.Duration(c.limits.DialTimeout)
 	deadline := time.Now().Add(timeout)
 	fail := func(reason endReason, err error) (alpnChoice, *dialError) {
 		return alpnChoice{}, &dialError{reason, u.Dial, fmt.Errorf("learning ALPN: %w", err)}
 	}
-	sock, err := dialSocket(context.Background(), u, timeout)
+	slots, client := &c.owner.learning, c.client.Addr()
+	if !slots.wait(client, c.limits, timeout) {
+		return fail(reasonUpTimeout, fmt.Errorf("too many other lists were being learned for %s (limits.early_dials, limits.early_dials_per_client)", timeout))
+	}
+	defer slots.release(client)
+	sock, err := dialSocket(context.Background(), u, time.Until(deadline))
 	if err != nil {
 		return fail(connectReason(err), err)
 	}
@@ -228,12 +233,11 @@ func (c *conn) askALPN(u *upstream, offered []string) (alpnChoice, *dialError) {
 	return alpnChoice{proto: proto}, nil
 }
 
-// joinProtos makes a map key of a list: each name with its length in front, as on the wire (RFC 7301).
-func joinProtos(protos []string) string {
-	var b strings.Builder
+// digestProtos makes a map key of a list: each name with its length in front, as on the wire (RFC 7301).
+func digestProtos(protos []string) [sha256.Size]byte {
+	var list []byte
 	for _, p := range protos {
-		b.WriteByte(byte(len(p)))
-		b.WriteString(p)
+		list = append(append(list, byte(len(p))), p...)
 	}
-	return b.String()
+	return sha256.Sum256(list)
 }

@@ -65,6 +65,7 @@ type conn struct {
 	firstByteIn  atomic.Int64  // nanoseconds from the start of the relay; 0: none yet
 	relayStarted time.Duration // since start
 	idle         *time.Timer
+	unsent       int // of checkIdle: what the kernel held when it looked last
 }
 
 // serve serves one connection from caddy-l4. It returns when the connection has ended and left its record, or,
@@ -215,7 +216,7 @@ func (c *conn) handshakeFailed(err error) {
 		c.end(reasonNoHello, sideClient, nil)
 	case w.gone:
 		c.end(reasonClientGone, sideClient, err)
-	case errors.As(err, &notTLS):
+	case errors.As(err, &notTLS) && !w.helloParsed:
 		c.end(reasonNotTLS, sideEdge, err)
 	case !w.helloParsed:
 		c.end(reasonBadHello, sideEdge, err)
@@ -267,7 +268,7 @@ func (c *conn) abort(reason endReason, by side, err error) {
 // breakOff ends a connection whose client has broken TLS. crypto/tls has told it so; the upstream meets a reset.
 func (c *conn) breakOff(err error) {
 	c.alerted.Store(true)
-	_ = c.clientWire.SetWriteDeadline(time.Now().Add(lingerAfterAlert))
+	_ = c.clientWire.Conn.SetWriteDeadline(time.Now().Add(lingerAfterAlert))
 	c.abort(reasonClientReset, sideClient, err)
 }
 
@@ -413,6 +414,14 @@ func (c *conn) checkIdle() {
 	quiet := time.Since(c.start) - time.Duration(c.lastActive.Load())
 	if quiet < limit {
 		c.idle.Reset(limit - quiet)
+		return
+	}
+	// What was relayed last may be megabytes in the kernel, on their way to a slow peer: that is not idle.
+	unsent := c.clientWire.unsent() + c.relayed.unsent()
+	if unsent != c.unsent {
+		c.unsent = unsent
+		c.touch()
+		c.idle.Reset(limit)
 		return
 	}
 	c.abort(reasonIdleTimeout, sideEdge, fmt.Errorf(what, limit))

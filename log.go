@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/base32"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -192,9 +193,22 @@ func (r *record) log(logger *zap.Logger) {
 		zap.Int64(keyBytesIn, r.bytesIn), zap.Int64(keyBytesOut, r.bytesOut),
 		zap.String(keyClosedBy, string(r.closedBy)), zap.String(keyEndReason, string(r.reason)))
 	if r.err != nil {
-		add(zap.String(keyError, r.err.Error()))
+		add(zap.String(keyError, cutText(r.err.Error(), maxErrorText)))
 	}
 	entry.Write(fields...)
+}
+
+// maxErrorText bounds the error of a record in bytes. It quotes what the client sent, of which a hello has 16 KiB
+// that quoting makes several times as long; 16 upstreams that cannot be reached fit.
+const maxErrorText = 4 << 10
+
+// cutText returns at most so many bytes of a text, and says where it was cut.
+func cutText(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	const ellipsis = "…"
+	return strings.ToValidUTF8(text[:most-len(ellipsis)], "") + ellipsis
 }
 
 // connID names one connection: a UUID of version 7 (RFC 9562, section 5.7).

@@ -71,7 +71,8 @@ type Limits struct {
 	MaxConnections int `json:"max_connections,omitempty"`
 
 	// EarlyDials is how many upstreams may be dialled beside handshakes that are not finished. Past that
-	// the dial waits for the client's Finished. Default: 1024.
+	// the dial waits for the client's Finished. As many connections may learn ALPN from upstreams, counted
+	// apart; past that a client waits for its turn, at most dial_timeout. Default: 1024.
 	EarlyDials int `json:"early_dials,omitempty"`
 
 	// EarlyDialsPerClient bounds the same for one IPv4 address or IPv6 /64. Default: 64.
@@ -89,7 +90,8 @@ type Limits struct {
 	// its TLS handshake; all attempts for a connection may take three times that. Default: 5s.
 	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
 
-	// IdleTimeout ends a connection on which nothing was relayed either way for that long. Default: 1h.
+	// IdleTimeout ends a connection on which nothing was relayed either way for that long, and (on Linux) nothing that
+	// the kernel held was delivered. Default: 1h.
 	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
 
 	// Linger is the idle timeout from when one side has ended. Default: 30s.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 )
 
 const (
@@ -14,9 +15,11 @@ const (
 	// of a record's, so that none is cut short.
 	relayChunk = 4 * maxPlaintext
 
-	// sealedChunk is relayChunk in records of TLS 1.3: header, inner content type and AEAD tag come to each
-	// (RFC 8446, section 5.2).
-	sealedChunk = relayChunk/maxPlaintext*(maxPlaintext+recordHeaderLen+1+16) + slack
+	// recordOverhead is what TLS 1.3 adds to each record: header, inner content type and AEAD tag (RFC 8446,
+	// section 5.2). sealedRecord is the longest record, sealedChunk relayChunk in such records.
+	recordOverhead = recordHeaderLen + 1 + 16
+	sealedRecord   = maxPlaintext + recordOverhead
+	sealedChunk    = relayChunk/maxPlaintext*sealedRecord + slack
 
 	// slack is room for the answer to a key update, and for tickets that leave with the first data.
 	slack = 1 << 10
@@ -84,6 +87,7 @@ type wire struct {
 	unread []byte            // of one of these, or prefetched
 
 	wmu    sync.Mutex // guards the rest, and keeps what is written in order
+	told   bool       // a write was told that the peer has reset the connection
 	header []byte     // leaves in front of the first write: a PROXY header, session tickets
 	out    []byte     // gathered writes; nil: writes pass through
 }
@@ -260,7 +264,8 @@ func (w *wire) Write(p []byte) (int, error) {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
 	if w.out != nil {
-		w.out = append(w.out, p...)
+		w.out = append(append(w.out, w.header...), p...)
+		w.header = nil
 		return len(p), nil
 	}
 	if len(p)+len(w.header) == 0 {
@@ -271,16 +276,46 @@ func (w *wire) Write(p []byte) (int, error) {
 		p = append(w.header, p...)
 		w.header = nil
 	}
-	n, err := w.Conn.Write(p)
+	n, err := w.writeOut(p)
 	return max(0, n-ahead), err
+}
+
+// writeOut writes to the peer. Call it with the lock held.
+func (w *wire) writeOut(p []byte) (int, error) {
+	n, err := w.Conn.Write(p)
+	w.told = w.told || errors.Is(err, syscall.ECONNRESET)
+	return n, err
+}
+
+// SetWriteDeadline does nothing in relay mode: crypto/tls would give close_notify five seconds, and a peer that
+// reads nothing for that long would take an orderly end for a cut. The idle timeout bounds that write too.
+func (w *wire) SetWriteDeadline(t time.Time) error {
+	if w.relaying {
+		return nil
+	}
+	return w.Conn.SetWriteDeadline(t)
+}
+
+// wasReset reports whether the end that was read is in truth a reset. The kernel reports a reset once: where a write
+// has met it, a read meets an end.
+func (w *wire) wasReset() bool {
+	if w.sock == nil {
+		return false
+	}
+	raw, broken := rawConn(w.sock), false
+	if raw == nil || raw.Control(func(fd uintptr) { broken = descriptorBroken(fd) }) != nil || !broken {
+		return false
+	}
+	w.wmu.Lock() // not for long: no write waits where none can succeed
+	defer w.wmu.Unlock()
+	return w.told
 }
 
 // gather makes writes collect in a lent buffer, until flush.
 func (w *wire) gather() *[sealedChunk]byte {
 	buf := sealedChunks.Get().(*[sealedChunk]byte)
 	w.wmu.Lock()
-	w.out = append(buf[:0], w.header...)
-	w.header = nil
+	w.out = buf[:0]
 	w.wmu.Unlock()
 	return buf
 }
@@ -290,7 +325,7 @@ func (w *wire) flush(buf *[sealedChunk]byte) (err error) {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
 	if len(w.out) > 0 {
-		_, err = w.Conn.Write(w.out)
+		_, err = w.writeOut(w.out)
 	}
 	w.out = nil
 	sealedChunks.Put(buf)
@@ -332,6 +367,8 @@ func relayUntilEnd(dst, src *leg, relayed func(n int)) (ended ending, readErr, w
 		}
 		switch {
 		case err == nil:
+		case errors.Is(err, io.EOF) && src.wasReset():
+			return endedReset, syscall.ECONNRESET, nil
 		case errors.Is(err, io.EOF) && src.tls == nil:
 			return endedNotify, nil, nil
 		case errors.Is(err, io.EOF):
@@ -352,7 +389,8 @@ func (l *leg) forward(dst *leg, relayed func(n int)) (ended ending, readErr, wri
 		n, err, writeErr := 0, error(nil), error(nil)
 		switch {
 		case l.tls == nil:
-			n, err, writeErr = len(l.unread), errNothingBuffered, l.forwardPlain(dst)
+			n, err = len(l.unread), errNothingBuffered
+			writeErr = l.forwardPlain(dst)
 		case dst.tls == nil:
 			n, err, writeErr = l.openTo(dst)
 		default:
@@ -367,6 +405,8 @@ func (l *leg) forward(dst *leg, relayed func(n int)) (ended ending, readErr, wri
 		case err == nil:
 		case err == errNothingBuffered:
 			return endedNot, nil, nil
+		case l.ended && l.wasReset():
+			return endedReset, syscall.ECONNRESET, nil
 		case l.ended:
 			return endedFIN, nil, nil
 		case err == io.EOF:
@@ -409,12 +449,14 @@ func (l *leg) openTo(dst *leg) (n int, readErr, writeErr error) {
 func (l *leg) openAndSealTo(dst *leg) (n int, readErr, writeErr error) {
 	plain := plaintexts.Get().(*[maxPlaintext]byte)
 	sealed := dst.gather()
-	for n < relayChunk && readErr == nil && writeErr == nil {
+	// Room is counted in sealed bytes: records of one byte are sealed into more than twenty times as many.
+	for room := sealedChunk - slack; room >= sealedRecord && readErr == nil && writeErr == nil; {
 		var m int
 		if m, readErr = l.tls.Read(plain[:]); m > 0 {
 			writeErr = dst.send(plain[:m])
 		}
 		n += m
+		room -= m + recordOverhead
 	}
 	plaintexts.Put(plain)
 	if err := dst.flush(sealed); writeErr == nil {
@@ -429,7 +471,7 @@ func (l *leg) send(data []byte) error {
 	if l.tls != nil {
 		_, err = l.tls.Write(data)
 	} else {
-		_, err = l.Conn.Write(data)
+		_, err = l.wire.Write(data)
 	}
 	return err
 }

@@ -12,3 +12,5 @@ func rawConn(socket) syscall.RawConn { return nil }
 func readDescriptor(uintptr, []byte) (int, error) { return 0, syscall.EINVAL }
 
 func peekDescriptor(uintptr) error { return syscall.EINVAL }
+
+func descriptorBroken(uintptr) bool { return false }

@@ -2,7 +2,10 @@
 
 package pqproxy
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 // rawConn returns the descriptor of a socket, to wait on without a buffer.
 func rawConn(s socket) syscall.RawConn {
@@ -22,6 +25,12 @@ func readDescriptor(fd uintptr, p []byte) (int, error) {
 			return max(n, 0), err
 		}
 	}
+}
+
+// descriptorBroken asks by a write of nothing, which does not wait, whether writing is over: after a reset, or after
+// our own end.
+func descriptorBroken(fd uintptr) bool {
+	return errors.Is(syscall.Sendmsg(int(fd), nil, nil, nil, 0), syscall.EPIPE)
 }
 
 // peekDescriptor asks whether a read would wait: EAGAIN. It returns nil where there is data or an end.

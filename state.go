@@ -31,6 +31,7 @@ type state struct {
 	settings atomic.Pointer[settings] // of the config in force
 	live     liveConns
 	early    dialSlots
+	learning dialSlots // of ALPN: the same bounds, apart from those of the early dials
 	alpn     alpnCache
 	certs    certificates
 

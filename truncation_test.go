@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
@@ -445,4 +446,37 @@ func TestLinger(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLingerSlowReader has a client that takes several times linger to read what the upstream sent before it ended.
+// Nothing is relayed any more meanwhile, but what the kernel holds goes on leaving: a reset would cut the answer off.
+func TestLingerSlowReader(t *testing.T) {
+	pqtest.Leaks(t)
+	const linger = 200 * time.Millisecond
+	s, kinds := startTruncation(t, fmt.Sprintf("limits {\nlinger %s\n}", linger))
+	client, up := kinds.connect(t, s, "plain")
+	if err := pqtest.Raw(t, client).(*net.TCPConn).SetReadBuffer(32 << 10); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 2<<20)
+	if _, err := up.Write(answer); err != nil {
+		t.Fatal(err)
+	}
+	endWriting(t, up, pqtest.CloseNotify)
+
+	pace := time.NewTicker(linger / 4)
+	defer pace.Stop()
+	buf, got := make([]byte, len(answer)/20), 0
+	for begun := time.Now(); time.Since(begun) < 4*linger; <-pace.C {
+		n, err := io.ReadFull(client, buf)
+		if got += n; err != nil {
+			t.Fatalf("after %d bytes: %v", got, err)
+		}
+	}
+	rest, end := pqtest.ReadToEnd(t, client)
+	if got += len(rest); got != len(answer) || end != pqtest.CloseNotify {
+		t.Errorf("the client read %d of %d bytes and %s", got, len(answer), end)
+	}
+	client.Close()
+	checkEnd(t, s.recordOf(t, client), reasonDone, sideUpstream)
 }

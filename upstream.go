@@ -1,6 +1,7 @@
 package pqproxy
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -43,8 +44,8 @@ type configKey struct{ serverName, proto string }
 // the name, under a wildcard.
 const upstreamConfigs = 16
 
-// upstreamSessions is how many sessions are kept for resumption towards one upstream. crypto/tls takes a
-// session out to use it, and servers send two tickets as a rule.
+// upstreamSessions is how many sessions are kept for resumption towards one upstream: the last one for each name
+// that it is asked for. There are several names only where clients choose them, under a wildcard.
 const upstreamSessions = 32
 
 // newUpstream compiles a validated upstream, reading the file of its CA. What it faults is that file.
@@ -90,7 +91,8 @@ func (u *upstream) relayConfig(asked, proto string) *tls.Config {
 		protos = []string{proto}
 	}
 	cfg := u.clientConfig(asked, protos)
-	if u.configCount.Add(1) <= upstreamConfigs {
+	if u.configCount.Load() < upstreamConfigs { // asked first, lest the count wrap around
+		u.configCount.Add(1)
 		u.configs.Store(key, cfg)
 	}
 	return cfg
@@ -445,13 +447,53 @@ type dialSlots struct {
 	mu       sync.Mutex
 	total    int
 	byClient map[netip.Addr]int
+	waiting  list.List // of *slotWaiter, the first to come in front
+}
+
+// slotWaiter waits for a slot.
+type slotWaiter struct {
+	client  netip.Addr // as dialClient returns it
+	limits  *Limits
+	granted chan struct{} // closed when the slot is the waiter's
 }
 
 // acquire takes a slot if there is one.
 func (d *dialSlots) acquire(client netip.Addr, limits *Limits) bool {
-	client = dialClient(client)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.take(dialClient(client), limits)
+}
+
+// wait takes a slot as soon as there is one, and reports false if there is none within timeout.
+func (d *dialSlots) wait(client netip.Addr, limits *Limits, timeout time.Duration) bool {
+	w := &slotWaiter{client: dialClient(client), limits: limits, granted: make(chan struct{})}
+	d.mu.Lock()
+	if d.take(w.client, limits) {
+		d.mu.Unlock()
+		return true
+	}
+	element := d.waiting.PushBack(w)
+	d.mu.Unlock()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-w.granted:
+		return true
+	case <-timer.C:
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-w.granted: // in the meantime
+		return true
+	default:
+		d.waiting.Remove(element)
+		return false
+	}
+}
+
+// take is acquire for what dialClient returned. Call it with the lock held.
+func (d *dialSlots) take(client netip.Addr, limits *Limits) bool {
 	if d.total >= limits.EarlyDials || d.byClient[client] >= limits.EarlyDialsPerClient {
 		return false
 	}
@@ -463,7 +505,7 @@ func (d *dialSlots) acquire(client netip.Addr, limits *Limits) bool {
 	return true
 }
 
-// release gives a slot back.
+// release gives a slot back, to the first that waits and may have it.
 func (d *dialSlots) release(client netip.Addr) {
 	client = dialClient(client)
 	d.mu.Lock()
@@ -471,6 +513,13 @@ func (d *dialSlots) release(client netip.Addr) {
 	d.total--
 	if d.byClient[client]--; d.byClient[client] == 0 {
 		delete(d.byClient, client)
+	}
+	for element := d.waiting.Front(); element != nil; element = element.Next() {
+		if w := element.Value.(*slotWaiter); d.take(w.client, w.limits) {
+			d.waiting.Remove(element)
+			close(w.granted)
+			return
+		}
 	}
 }
 
