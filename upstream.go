@@ -1,19 +1,14 @@
 package pqproxy
 
 import (
-	"container/list"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
-	"math/rand/v2"
 	"net"
-	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -379,156 +374,4 @@ func (r *route) proxyHint() string {
 		return "does it expect a PROXY header? proxy_protocol is off for this domain"
 	}
 	return fmt.Sprintf("does it accept a PROXY header? proxy_protocol is %s for this domain", r.ProxyProtocol)
-}
-
-// upstreams returns the upstreams in the order in which this connection tries them. The order is made
-// once.
-func (c *conn) upstreams() []*upstream {
-	if c.order == nil {
-		c.order = c.route.inOrder(c.client.Addr())
-	}
-	return c.order
-}
-
-// inOrder returns the upstreams of a route in the order of its load_balancing.
-func (r *route) inOrder(client netip.Addr) []*upstream {
-	ups := r.upstreams
-	if len(ups) < 2 || r.LoadBalancing == domain.First {
-		return ups
-	}
-	ups = slices.Clone(ups)
-	switch r.LoadBalancing {
-	case domain.Random:
-		rand.Shuffle(len(ups), func(i, j int) { ups[i], ups[j] = ups[j], ups[i] })
-	case domain.LeastConn:
-		// Shuffled first, so that equals share the load.
-		rand.Shuffle(len(ups), func(i, j int) { ups[i], ups[j] = ups[j], ups[i] })
-		open := make(map[*upstream]int64, len(ups)) // the counters move while they are compared
-		for _, u := range ups {
-			open[u] = u.open.Load()
-		}
-		slices.SortStableFunc(ups, func(a, b *upstream) int { return int(open[a] - open[b]) })
-	case domain.IPHash:
-		// Rendezvous hashing: taking one upstream away moves only its own clients.
-		ip := client.Unmap().As16()
-		score := make(map[*upstream]uint64, len(ups))
-		for _, u := range ups {
-			h := fnv.New64a()
-			_, _ = h.Write(ip[:])
-			_, _ = h.Write([]byte(u.Dial))
-			score[u] = mix(h.Sum64())
-		}
-		slices.SortStableFunc(ups, func(a, b *upstream) int {
-			switch {
-			case score[a] > score[b]:
-				return -1
-			case score[a] < score[b]:
-				return 1
-			}
-			return 0
-		})
-	}
-	return ups
-}
-
-// mix spreads the last bytes of an FNV hash over all its bits (the finaliser of MurmurHash3): FNV alone
-// orders dial strings that differ in one digit alike for many addresses.
-func mix(h uint64) uint64 {
-	h ^= h >> 33
-	h *= 0xff51afd7ed558ccd
-	h ^= h >> 33
-	h *= 0xc4ceb9fe1a85ec53
-	return h ^ h>>33
-}
-
-// dialSlots bounds the dials beside unfinished handshakes, in all and for each client: an IPv4 address or
-// an IPv6 /64.
-type dialSlots struct {
-	mu       sync.Mutex
-	total    int
-	byClient map[netip.Addr]int
-	waiting  list.List // of *slotWaiter, the first to come in front
-}
-
-// slotWaiter waits for a slot.
-type slotWaiter struct {
-	client  netip.Addr // as dialClient returns it
-	limits  *Limits
-	granted chan struct{} // closed when the slot is the waiter's
-}
-
-// acquire takes a slot if there is one.
-func (d *dialSlots) acquire(client netip.Addr, limits *Limits) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.take(dialClient(client), limits)
-}
-
-// wait takes a slot as soon as there is one, and reports false if there is none within timeout.
-func (d *dialSlots) wait(client netip.Addr, limits *Limits, timeout time.Duration) bool {
-	w := &slotWaiter{client: dialClient(client), limits: limits, granted: make(chan struct{})}
-	d.mu.Lock()
-	if d.take(w.client, limits) {
-		d.mu.Unlock()
-		return true
-	}
-	element := d.waiting.PushBack(w)
-	d.mu.Unlock()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case <-w.granted:
-		return true
-	case <-timer.C:
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	select {
-	case <-w.granted: // in the meantime
-		return true
-	default:
-		d.waiting.Remove(element)
-		return false
-	}
-}
-
-// take is acquire for what dialClient returned. Call it with the lock held.
-func (d *dialSlots) take(client netip.Addr, limits *Limits) bool {
-	if d.total >= limits.EarlyDials || d.byClient[client] >= limits.EarlyDialsPerClient {
-		return false
-	}
-	if d.byClient == nil {
-		d.byClient = make(map[netip.Addr]int)
-	}
-	d.total++
-	d.byClient[client]++
-	return true
-}
-
-// release gives a slot back, to the first that waits and may have it.
-func (d *dialSlots) release(client netip.Addr) {
-	client = dialClient(client)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.total--
-	if d.byClient[client]--; d.byClient[client] == 0 {
-		delete(d.byClient, client)
-	}
-	for element := d.waiting.Front(); element != nil; element = element.Next() {
-		if w := element.Value.(*slotWaiter); d.take(w.client, w.limits) {
-			d.waiting.Remove(element)
-			close(w.granted)
-			return
-		}
-	}
-}
-
-// dialClient is what counts as one client.
-func dialClient(a netip.Addr) netip.Addr {
-	a = a.Unmap()
-	if a.Is6() {
-		prefix, _ := a.WithZone("").Prefix(64)
-		return prefix.Addr()
-	}
-	return a
 }
