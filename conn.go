@@ -52,9 +52,6 @@ type conn struct {
 	up      *upstreamConn // guarded by mu
 	aborted bool          // guarded by mu
 
-	clientLeg *leg // both are set when the relay can begin
-	relayed   *upstreamConn
-
 	in, out      atomic.Int64  // bytes relayed
 	lastActive   atomic.Int64  // nanoseconds since start
 	halfClosed   atomic.Bool   // one side has ended
@@ -73,15 +70,15 @@ func (s *state) serve(cx *layer4.Connection) {
 	growStack()
 	c := s.newConn(cx)
 	s.live.add(c)
-	if !c.open() {
+	up := c.open()
+	switch {
+	case up == nil:
 		c.finish()
-		return
+	case c.detached:
+		go c.relayToEnd(up)
+	default:
+		c.relayToEnd(up)
 	}
-	if c.detached {
-		go c.relayToEnd()
-		return
-	}
-	c.relayToEnd()
 }
 
 // newConn prepares a connection. One from our own listener becomes ours alone: what a matcher has prefetched is
@@ -119,21 +116,19 @@ func (s *state) newConn(cx *layer4.Connection) *conn {
 	return c
 }
 
-// open does what comes before the relay, and reports whether it succeeded.
-func (c *conn) open() bool {
+// open does what comes before the relay. It returns nil where that failed, and the reason has been said.
+func (c *conn) open() *upstreamConn {
 	defer c.survivePanic()
 	if !c.shakeHands() {
-		return false
+		return nil
 	}
 	up, err := c.awaitUpstream()
 	if err != nil {
 		c.end(err.reason, sideEdge, err)
 		c.clientWire.reset() // never close_notify: the client must not take it for an end
-		return false
+		return nil
 	}
-	c.clientLeg = &leg{wire: &c.clientWire.wire, tls: c.tls}
-	c.relayed = up
-	return true
+	return up
 }
 
 // handshakeStack is the stack that a handshake with hybrid groups needs, and stackSink keeps it from being
@@ -302,9 +297,9 @@ func (c *conn) awaitUpstream() (*upstreamConn, *dialError) {
 }
 
 // relayToEnd copies both ways until both sides ended, and leaves the record.
-func (c *conn) relayToEnd() {
+func (c *conn) relayToEnd(upstream *upstreamConn) {
 	defer c.finish()
-	client, up := c.clientLeg, &c.relayed.leg
+	client, up := &leg{wire: &c.clientWire.wire, tls: c.tls}, &upstream.leg
 	client.startRelay()
 	up.startRelay()
 	c.relayStarted = time.Since(c.start)
@@ -415,7 +410,10 @@ func (c *conn) checkIdle() {
 		return
 	}
 	// What was relayed last may be megabytes in the kernel, on their way to a slow peer: that is not idle.
-	unsent := c.clientWire.unsent() + c.relayed.unsent()
+	c.mu.Lock()
+	up := c.up
+	c.mu.Unlock()
+	unsent := c.clientWire.unsent() + up.unsent()
 	if unsent != c.unsent {
 		c.unsent = unsent
 		c.touch()
@@ -437,6 +435,7 @@ func (c *conn) survivePanic() {
 // finish closes what the connection opened and leaves its record.
 func (c *conn) finish() {
 	c.mu.Lock()
+	up := c.up
 	if c.cancel != nil {
 		c.cancel()
 	}
@@ -449,9 +448,6 @@ func (c *conn) finish() {
 			result.conn.close()
 		}
 	}
-	c.mu.Lock()
-	up := c.up
-	c.mu.Unlock()
 	if up != nil {
 		up.close()
 	}

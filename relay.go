@@ -386,7 +386,8 @@ func relayUntilEnd(dst, src *leg, relayed func(n int)) (ended ending, readErr, w
 // ended, if it did, or with dst's write error.
 func (l *leg) forward(dst *leg, relayed func(n int)) (ended ending, readErr, writeErr error) {
 	for {
-		n, err, writeErr := 0, error(nil), error(nil)
+		var n int
+		var err error
 		switch {
 		case l.tls == nil:
 			n, err = len(l.unread), errNothingBuffered
