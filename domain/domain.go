@@ -114,6 +114,10 @@ type Domain struct {
 	// listed), `random`, `least_conn`, `ip_hash`.
 	LoadBalancing LoadBalancing `json:"load_balancing,omitempty"`
 
+	// HealthCheck, where present, has the edge check the upstreams by itself; `{}` is all defaults. Absent:
+	// no upstream is connected to but for clients.
+	HealthCheck *HealthCheck `json:"health_check,omitempty"`
+
 	// ProxyProtocol tells the upstream the client's address with a PROXY protocol header of that
 	// version, in clear before any TLS: `off` (default), `v1`, `v2`.
 	ProxyProtocol ProxyProtocol `json:"proxy_protocol,omitempty"`
@@ -249,6 +253,10 @@ func (d *Domain) Clone() *Domain {
 			t := *u.TLS
 			c.Upstreams[i].TLS = &t
 		}
+	}
+	if d.HealthCheck != nil {
+		h := *d.HealthCheck
+		c.HealthCheck = &h
 	}
 	return &c
 }

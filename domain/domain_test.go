@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // record returns the JSON of a minimal domain with the fields in more, which begin with a comma.
@@ -48,6 +49,7 @@ func TestParseAllFields(t *testing.T) {
 			{Dial: "unix//run/app.sock", TLS: &UpstreamTLS{CAFile: "/etc/ca.pem", PostQuantum: Off}},
 		},
 		LoadBalancing:  LeastConn,
+		HealthCheck:    &HealthCheck{Type: HealthTLS, Interval: Duration(time.Minute), Timeout: Duration(time.Second), Rise: 1, Fall: 5},
 		ProxyProtocol:  ProxyV2,
 		PostQuantum:    Require,
 		ALPN:           []string{"h2", "http/1.1"},
@@ -383,11 +385,11 @@ func TestNormalizeRefusesWhatJSONCannotCarry(t *testing.T) {
 	d := Domain{
 		Name:        "a.example",
 		Tenant:      "\xff",
-		Upstreams:   []Upstream{{Dial: "a:1"}},
+		Upstreams:   []Upstream{{Dial: "a:1", TLS: &UpstreamTLS{CAPEM: testCertificatePEM(t) + "\xff"}}},
 		ALPN:        []string{"\xff"},
 		Certificate: Certificate{Source: BYOC, ChainPEM: "\xff", KeyPEM: "\xff"},
 	}
-	want := []string{"tenant", "alpn[0]", "certificate.chain_pem", "certificate.key_pem"}
+	want := []string{"tenant", "upstreams[0].tls.ca_pem", "alpn[0]", "certificate.chain_pem", "certificate.key_pem"}
 	if got := fields(d.Normalize(Static)); !slices.Equal(got, want) {
 		t.Errorf("faulty fields %q, want %q", got, want)
 	}

@@ -86,6 +86,9 @@ func (f *faults) index(i int) (mark int) {
 	return mark
 }
 
+// reset makes f as good as new, for the next record.
+func (f *faults) reset() { *f = faults{path: f.path[:0]} }
+
 func (f *faults) leave(mark int) { f.path = f.path[:mark] }
 
 // add reports a fault of the member key of where f is, or of where f is itself if key is empty.

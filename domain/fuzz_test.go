@@ -1,17 +1,23 @@
 package domain
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 )
 
-// FuzzParse: whatever is accepted is in normal form, which JSON carries unchanged, and printing it never
-// shows the key. Whatever is refused has faults.
+// FuzzParse: whatever is accepted is in normal form, which JSON carries unchanged whoever writes it, and
+// printing it never shows the key. Whatever is refused has faults.
 func FuzzParse(f *testing.F) {
+	for _, check := range []string{`{}`, `{"type":"tls","interval":"1h","timeout":"1.5s","rise":100,"fall":1}`, `{"interval":10,"type":null}`} {
+		f.Add([]byte(checked(check, "t")), false)
+		f.Add([]byte(checked(check, "t-")), true)
+	}
 	f.Fuzz(func(t *testing.T, data []byte, static bool) {
 		src := Remote
 		if static {
@@ -28,13 +34,20 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := Parse(text, src)
-		if err != nil {
-			t.Fatalf("normal form %s is refused: %v", text, err)
+		appended := d.AppendJSON(nil)
+		for _, text := range [][]byte{text, appended} {
+			again, err := Parse(text, src)
+			if err != nil {
+				t.Fatalf("normal form %s is refused: %v", text, err)
+			}
+			if !reflect.DeepEqual(again, d) {
+				t.Fatalf("normal form changes from %#v to %#v", *d, *again)
+			}
 		}
-		if !reflect.DeepEqual(again, d) {
-			t.Fatalf("normal form changes from %#v to %#v", *d, *again)
+		if !bytes.HasPrefix(appended, []byte(`{"name":"`+d.Name+`"`)) {
+			t.Fatalf("%s does not begin with the name", appended)
 		}
+		checkAppend(t, d)
 		if strings.HasPrefix(d.Name, "*.") && d.Certificate.Source == ACME {
 			t.Fatalf("wildcard %s with a certificate from ACME", d.Name)
 		}
@@ -51,8 +64,16 @@ func FuzzParse(f *testing.F) {
 
 // FuzzNormalHost: a name accepted from a ClientHello is in lower case, stays as it is, and, unless it
 // claims to be an A-label, is what NormalName makes of it. What NormalName makes of any name stays as it is.
+// Addresses are told from names as netip does.
 func FuzzNormalHost(f *testing.F) {
+	for _, addr := range []string{"10.0.0.1", "1.2.3.", "::", "::ffff:10.0.0.1", "fe80::1%eth0", "[::1]", "2001:db8::g"} {
+		f.Add(addr)
+	}
 	f.Fuzz(func(t *testing.T, sni string) {
+		addr, addrErr := netip.ParseAddr(sni)
+		if got, ok := parseAddr(sni); got != addr || ok != (addrErr == nil) {
+			t.Fatalf("parseAddr reads %q as %v, %t; netip as %v, %v", sni, got, ok, addr, addrErr)
+		}
 		host, ok := NormalHost(sni)
 		name, err := NormalName(sni)
 		if err == nil {

@@ -17,13 +17,13 @@ import (
 // On failure it returns nil and all faults of the record, joined: see Error and Errors.
 func Parse(data []byte, src Source) (*Domain, error) {
 	var f, semantic faults
-	given := decode(data, &f)
-	d, name := normalize(&given, src, &semantic)
+	d := decode(data, &f)
+	name := normalize(&d, src, &semantic)
 	f.merge(&semantic)
 	if err := f.err(name); err != nil {
 		return nil, err
 	}
-	return d, nil
+	return &d, nil
 }
 
 // UnmarshalJSON reads JSON with the strictness of Parse, whatever decoder calls it, and judges no values:
@@ -93,25 +93,27 @@ func (r *decoder) domain(d *Domain) {
 	r.object(func(key string) bool {
 		switch key {
 		case "name":
-			readString(r, &d.Name)
+			r.string(&d.Name)
 		case "tenant":
-			readString(r, &d.Tenant)
+			r.string(&d.Tenant)
 		case "upstreams":
 			r.array(func() {
-				var u Upstream
-				r.upstream(&u)
-				d.Upstreams = append(d.Upstreams, u)
+				d.Upstreams = append(d.Upstreams, Upstream{})
+				r.upstream(&d.Upstreams[len(d.Upstreams)-1])
 			})
 		case "load_balancing":
-			readString(r, &d.LoadBalancing)
+			readWord(r, &d.LoadBalancing)
+		case "health_check":
+			d.HealthCheck = new(HealthCheck)
+			r.healthCheck(d.HealthCheck)
 		case "proxy_protocol":
-			readString(r, &d.ProxyProtocol)
+			readWord(r, &d.ProxyProtocol)
 		case "post_quantum":
-			readString(r, &d.PostQuantum)
+			readWord(r, &d.PostQuantum)
 		case "alpn":
 			r.array(func() {
 				var name string
-				readString(r, &name)
+				readWord(r, &name)
 				d.ALPN = append(d.ALPN, name)
 			})
 		case "certificate":
@@ -131,12 +133,12 @@ func (r *decoder) upstream(u *Upstream) {
 	r.object(func(key string) bool {
 		switch key {
 		case "dial":
-			readString(r, &u.Dial)
+			r.string(&u.Dial)
 		case "tls":
 			u.TLS = new(UpstreamTLS)
 			r.upstreamTLS(u.TLS)
 		case "region":
-			readString(r, &u.Region)
+			r.string(&u.Region)
 		default:
 			return false
 		}
@@ -148,15 +150,35 @@ func (r *decoder) upstreamTLS(t *UpstreamTLS) {
 	r.object(func(key string) bool {
 		switch key {
 		case "server_name":
-			readString(r, &t.ServerName)
+			r.string(&t.ServerName)
 		case "ca_pem":
-			readString(r, &t.CAPEM)
+			r.string(&t.CAPEM)
 		case "ca_file":
-			readString(r, &t.CAFile)
+			r.string(&t.CAFile)
 		case "post_quantum":
-			readString(r, &t.PostQuantum)
+			readWord(r, &t.PostQuantum)
 		case "insecure_skip_verify":
 			r.bool(&t.InsecureSkipVerify)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+func (r *decoder) healthCheck(h *HealthCheck) {
+	r.object(func(key string) bool {
+		switch key {
+		case "type":
+			readWord(r, &h.Type)
+		case "interval":
+			r.duration(&h.Interval)
+		case "timeout":
+			r.duration(&h.Timeout)
+		case "rise":
+			r.int(&h.Rise)
+		case "fall":
+			r.int(&h.Fall)
 		default:
 			return false
 		}
@@ -168,17 +190,17 @@ func (r *decoder) certificate(c *Certificate) {
 	r.object(func(key string) bool {
 		switch key {
 		case "source":
-			readString(r, &c.Source)
+			readWord(r, &c.Source)
 		case "chain_pem":
-			readString(r, &c.ChainPEM)
+			r.string(&c.ChainPEM)
 		case "key_pem":
-			readString(r, &c.KeyPEM)
+			r.string(&c.KeyPEM)
 		case "chain_file":
-			readString(r, &c.ChainFile)
+			r.string(&c.ChainFile)
 		case "key_file":
-			readString(r, &c.KeyFile)
+			r.string(&c.KeyFile)
 		case "fallback":
-			readString(r, &c.Fallback)
+			readWord(r, &c.Fallback)
 		default:
 			return false
 		}
@@ -199,7 +221,7 @@ func (r *decoder) object(member func(key string) bool) {
 			r.pos++
 			r.next()
 		}
-		key := r.text()
+		key := r.word()
 		r.next()
 		r.pos++ // the colon
 		mark := r.enter(pathKey(key))
@@ -236,9 +258,16 @@ func (r *decoder) array(element func()) {
 	r.pos++
 }
 
-func readString[T ~string](r *decoder, to *T) {
+func (r *decoder) string(to *string) {
 	if r.is('"', "a string") {
-		*to = T(r.text())
+		*to = r.text()
+	}
+}
+
+// readWord is string for what is mostly one of words.
+func readWord[T ~string](r *decoder, to *T) {
+	if r.is('"', "a string") {
+		*to = T(r.word())
 	}
 }
 
@@ -264,6 +293,23 @@ func (r *decoder) int(to *int) {
 		return
 	}
 	*to = n
+}
+
+func (r *decoder) duration(to *Duration) {
+	if c := r.next(); c == '-' || '0' <= c && c <= '9' {
+		r.addf("", "must be a duration, not a number; %s", howDuration)
+		r.skip()
+		return
+	}
+	if !r.is('"', "a duration") {
+		return
+	}
+	d, err := parseDuration(r.word())
+	if err != nil {
+		r.add("", err)
+		return
+	}
+	*to = d
 }
 
 // is reports whether the next value begins with c; else it reports a fault and skips the value.
@@ -358,12 +404,20 @@ func (r *decoder) quoted() (raw []byte, escaped bool) {
 }
 
 // text reads a string.
-func (r *decoder) text() string {
+func (r *decoder) text() string { return r.unquoted(r.quoted()) }
+
+// word reads a string that is mostly one of words.
+func (r *decoder) word() string {
 	raw, escaped := r.quoted()
+	if word, ok := words[string(raw[1:len(raw)-1])]; ok { // none has an escape
+		return word
+	}
+	return r.unquoted(raw, escaped)
+}
+
+// unquoted returns the text of what quoted returned.
+func (r *decoder) unquoted(raw []byte, escaped bool) string {
 	if !escaped {
-		if word, ok := words[string(raw[1:len(raw)-1])]; ok {
-			return word
-		}
 		return string(raw[1 : len(raw)-1])
 	}
 	var s string // declared here, since json makes it escape
@@ -378,9 +432,10 @@ func (r *decoder) text() string {
 var words = func() map[string]string {
 	m := make(map[string]string)
 	for _, list := range [][]string{
-		{"name", "tenant", "upstreams", "load_balancing", "proxy_protocol", "post_quantum", "alpn", "certificate", "max_connections", "suspended"},
+		{"name", "tenant", "upstreams", "load_balancing", "health_check", "proxy_protocol", "post_quantum", "alpn", "certificate", "max_connections", "suspended"},
 		{"dial", "tls", "region"},
 		{"server_name", "ca_pem", "ca_file", "insecure_skip_verify"},
+		{"type", "interval", "timeout", "rise", "fall", string(HealthTCP), "10s", "5s"},
 		{"source", "chain_pem", "key_pem", "chain_file", "key_file", "fallback"},
 		{string(Prefer), string(Require), string(Off)},
 		{string(First), string(Random), string(LeastConn), string(IPHash)},

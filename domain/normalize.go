@@ -18,7 +18,8 @@ import (
 // called while others use d.
 func (d *Domain) Normalize(src Source) error {
 	var f faults
-	n, name := normalize(d, src, &f)
+	n := d.Clone()
+	name := normalize(n, src, &f)
 	if err := f.err(name); err != nil {
 		return err
 	}
@@ -26,19 +27,21 @@ func (d *Domain) Normalize(src Source) error {
 	return nil
 }
 
-// normalize returns the normal form of d, which is of use only if nothing was reported to f, and what
-// errors call the record.
-func normalize(d *Domain, src Source, f *faults) (n *Domain, name string) {
-	n = d.Clone()
-	if normal, err := NormalName(d.Name); err != nil {
+// normalize brings n, whose memory nobody else holds, into normal form, and returns what errors call the record.
+// If anything was reported to f, n is of no other use than the name that it was given.
+func normalize(n *Domain, src Source, f *faults) (name string) {
+	if normal, err := NormalName(n.Name); err != nil {
 		f.add("name", err)
-		name = shorten(d.Name)
+		name = shorten(n.Name)
 	} else {
 		n.Name, name = normal, normal
 	}
 	checkLabel(f, "tenant", n.Tenant)
 	normalizeUpstreams(n, src, f)
 	n.LoadBalancing = oneOf(f, "load_balancing", n.LoadBalancing, First, Random, LeastConn, IPHash)
+	if n.HealthCheck != nil {
+		normalizeHealthCheck(n, f)
+	}
 	n.ProxyProtocol = oneOf(f, "proxy_protocol", n.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	n.PostQuantum = oneOf(f, "post_quantum", n.PostQuantum, Prefer, Require, Off)
 	normalizeALPN(n, f)
@@ -50,7 +53,7 @@ func normalize(d *Domain, src Source, f *faults) (n *Domain, name string) {
 	if n.MaxConnections < 0 {
 		f.addf("max_connections", "is %d; give 0 for no limit, or a positive number", n.MaxConnections)
 	}
-	return n, name
+	return name
 }
 
 func normalizeUpstreams(n *Domain, src Source, f *faults) {
@@ -95,7 +98,9 @@ func normalizeUpstream(u *Upstream, before []Upstream, src Source, f *faults) {
 		}
 	}
 	if t.CAPEM != "" {
-		if _, err := certificates([]byte(t.CAPEM)); err != nil {
+		if !utf8.ValidString(t.CAPEM) { // around the blocks, where anything may stand
+			f.addf("ca_pem", "is not text; give PEM, which begins with -----BEGIN")
+		} else if _, err := certificates([]byte(t.CAPEM)); err != nil {
 			f.add("ca_pem", err)
 		}
 	}

@@ -174,6 +174,8 @@ type setReader struct {
 	seen    map[nameHash]claim
 	records int
 	members []string // of the document, for finding those given twice
+
+	found, semantic faults // of the present record
 }
 
 // Bounds of a document's own members, which an honest one is far from.
@@ -320,28 +322,23 @@ func (s *setReader) record(i int) bool {
 	if !ok {
 		return false
 	}
-	var f faults
+	f := &s.found
+	f.reset()
 	if size := s.offset() - start; size > MaxSize {
 		f.addf("", "the record has %d bytes, more than the %d allowed; shorten its PEM texts", size, MaxSize)
 	} else if !utf8.Valid(raw) {
 		f.add("", errors.New("the record is not UTF-8 text; encode it as UTF-8"))
 	} else {
 		// As Parse, but for looking at the syntax again.
-		return s.decided(i, decodeRecord(raw, s.src, &f), &f)
+		d := new(Domain)
+		r := decoder{data: raw, faults: f}
+		r.domain(d)
+		s.semantic.reset()
+		normalize(d, s.src, &s.semantic)
+		f.merge(&s.semantic)
+		return s.decided(i, d, f)
 	}
-	return s.decided(i, &Domain{Name: nameIn(raw)}, &f)
-}
-
-// decodeRecord returns the normal form of the record in data, which is JSON. If that has faults, which go to
-// f, what is returned has the name that it was given, if any, and is of no other use.
-func decodeRecord(data []byte, src Source, f *faults) *Domain {
-	var given Domain
-	r := decoder{data: data, faults: f}
-	r.domain(&given)
-	var semantic faults
-	d, _ := normalize(&given, src, &semantic)
-	f.merge(&semantic)
-	return d
+	return s.decided(i, &Domain{Name: nameIn(raw)}, f)
 }
 
 // decided hands over d, which is entry i of `domains`, or refuses it if there is anything in f or its name
