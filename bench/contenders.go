@@ -3,19 +3,17 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // contender is a way to terminate TLS 1.3, add a PROXY v1 header and relay to an upstream.
@@ -81,7 +79,7 @@ func frontNames() []string {
 
 // running is a contender's process, ready to serve.
 type running struct {
-	*process
+	*lab.Process
 	contender *contender
 	site      *site
 }
@@ -118,7 +116,7 @@ func (b *bench) startOnce(c *contender, group tls.CurveID) (*running, error) {
 		fronts:    map[upstreamKind]front{},
 		connLimit: 2*b.opts.Size.IdleConns + 512,
 	}
-	addrs, err := freeAddrs(len(upstreamKinds))
+	addrs, err := lab.FreeAddrs(len(upstreamKinds))
 	if err != nil {
 		return nil, err
 	}
@@ -137,15 +135,13 @@ func (b *bench) startOnce(c *contender, group tls.CurveID) (*running, error) {
 	if program, err = exec.LookPath(program); err != nil {
 		return nil, err
 	}
-	// Nothing inherited: GOGC, GODEBUG or a user's Caddy directories would change what is measured.
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "GOMAXPROCS=1"}
-	p, err := b.launch(c, append([]string{program}, args...), env, dir)
+	p, err := b.launch(c, append([]string{program}, args...), lab.CleanEnv(dir, "GOMAXPROCS=1"), dir)
 	if err != nil {
 		return nil, err
 	}
-	r := &running{process: p, contender: c, site: s}
+	r := &running{Process: p, contender: c, site: s}
 	if err := b.awaitReady(r); err != nil {
-		tail := p.logTail()
+		tail := p.LogTail()
 		b.stop(p)
 		return nil, fmt.Errorf("%s: %w\nits log ends:\n%s", c.name, err, tail)
 	}
@@ -166,7 +162,7 @@ func (b *bench) awaitReady(r *running) error {
 			if err == nil {
 				break
 			}
-			if !r.running() {
+			if !r.Running() {
 				return errEndedEarly
 			}
 			if time.Now().After(end) {
@@ -177,41 +173,15 @@ func (b *bench) awaitReady(r *running) error {
 	return nil
 }
 
-// freeAddrs returns n loopback addresses whose ports were free a moment ago.
-func freeAddrs(n int) ([]string, error) {
-	addrs := make([]string, n)
-	for i := range addrs {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // all at the end, so that no port is given twice
-		addrs[i] = l.Addr().String()
-	}
-	return addrs, nil
-}
-
 // adminSocket is where the Caddy contenders have their admin endpoint.
 func (s *site) adminSocket() string { return filepath.Join(s.dir, "admin.sock") }
 
-// collectGarbage makes a Go contender run a collection now, through Caddy's own pprof route, as the runtime does by
-// itself after two minutes without one.
+// collectGarbage makes a Go contender run a collection now.
 func (r *running) collectGarbage() error {
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", r.site.adminSocket())
-	}}
-	defer transport.CloseIdleConnections()
-	caller := http.Client{Transport: transport, Timeout: time.Minute}
-	res, err := caller.Get("http://localhost/debug/pprof/heap?gc=1")
-	if err != nil {
-		return fmt.Errorf("asking %s for a collection: %w", r.name, err)
-	}
-	defer res.Body.Close()
-	if _, err := io.Copy(io.Discard, res.Body); err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking %s for a collection: %s", r.name, res.Status)
+	admin := lab.NewAdmin(r.site.adminSocket())
+	defer admin.Close()
+	if err := admin.CollectGarbage(); err != nil {
+		return fmt.Errorf("asking %s for a collection: %w", r.Name, err)
 	}
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 func TestParseProxyV1(t *testing.T) {
@@ -67,7 +69,7 @@ func TestReportRoundTrip(t *testing.T) {
 }
 
 func TestPattern(t *testing.T) {
-	const n = 2*patternPeriod + 12345
+	const n = 2*lab.PatternPeriod + 12345
 	var stream bytes.Buffer
 	if err := sendPattern(&stream, n); err != nil {
 		t.Fatal(err)
@@ -267,6 +269,7 @@ func TestUpstreamNoticesWrongBytes(t *testing.T) {
 	raw, header := dialUpstream(t, u, 0)
 	request := newFrame(opUp, 4)
 	write(t, raw, header+string(request[:])+"\x00\x00\x00\x00")
+	_, _ = io.Copy(io.Discard, raw) // until the upstream closes: it may not have accepted yet
 	if err := u.drained(); err != nil {
 		t.Fatal(err)
 	}

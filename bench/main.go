@@ -17,7 +17,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -26,6 +25,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // options are the command line. They are written to the first line of the raw results, so that every number names
@@ -140,7 +141,7 @@ func run(ctx context.Context, opts options) (err error) {
 	if !slices.ContainsFunc(cells(), func(c cell) bool { return filter.MatchString(c.name) }) {
 		return fmt.Errorf("no cell matches -run %q; their names are like %q", opts.Run, cells()[0].name)
 	}
-	if err := raiseDescriptorLimit(opts.Size.IdleConns); err != nil {
+	if err := lab.RaiseDescriptorLimit(opts.Size.IdleConns); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "pqproxy-bench-")
@@ -151,12 +152,12 @@ func run(ctx context.Context, opts options) (err error) {
 
 	binary := opts.Binary
 	if binary == "" {
-		if binary, err = buildProxy(ctx, dir); err != nil {
+		if binary, err = lab.BuildProxy(ctx, dir); err != nil {
 			return err
 		}
 	}
 	// Only now: the compiler may use every core.
-	if err := pinSelf(opts.LoadCore); err != nil {
+	if err := lab.PinSelf(opts.LoadCore); err != nil {
 		return err
 	}
 	runtime.GOMAXPROCS(1)
@@ -173,11 +174,11 @@ func run(ctx context.Context, opts options) (err error) {
 		return err
 	}
 	about := b.environment() // once: the result files will be changes in the checkout
-	raw, err := createRaw(out+"-raw.jsonl", about)
+	raw, err := lab.CreateRaw(out+lab.RawSuffix, about)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, raw.close()) }()
+	defer func() { err = errors.Join(err, raw.Close()) }()
 
 	measured, err := b.measure(filter, raw)
 	if err != nil {
@@ -187,66 +188,22 @@ func run(ctx context.Context, opts options) (err error) {
 	if err := os.WriteFile(out+"-summary.md", []byte(summary), 0o644); err != nil {
 		return err
 	}
-	fmt.Printf("\n%s\nresults: %s-raw.jsonl, %s-summary.md\n", summary, out, out)
+	fmt.Printf("\n%s\nresults: %s%s, %s-summary.md\n", summary, out, lab.RawSuffix, out)
 	return nil
 }
 
-// buildProxy builds the command as a user would, without flags, and returns its file.
-func buildProxy(ctx context.Context, dir string) (string, error) {
-	binary := filepath.Join(dir, "pqproxy")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/pqproxy/caddy-pqproxy/cmd/pqproxy")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	fmt.Println("building ./cmd/pqproxy")
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("building ./cmd/pqproxy: %w", err)
-	}
-	return binary, nil
-}
-
-// resultPrefix chooses where results go. A prefix that is taken gets a number: raw output is kept, never replaced.
+// resultPrefix chooses where results go.
 func resultPrefix(opts options) (string, error) {
 	prefix := opts.out
 	if prefix == "" {
-		root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+		root, err := lab.ModuleRoot()
 		if err != nil {
-			return "", fmt.Errorf("finding the module's root (run this inside the repository or give -out): %w", err)
+			return "", err
 		}
-		prefix = filepath.Join(strings.TrimSpace(string(root)), "bench", "results", time.Now().UTC().Format(time.DateOnly))
+		prefix = filepath.Join(root, "bench", "results", time.Now().UTC().Format(time.DateOnly))
 		if opts.partial() {
 			prefix += "-partial"
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(prefix), 0o755); err != nil {
-		return "", err
-	}
-	free := prefix
-	for n := 2; ; n++ {
-		_, err := os.Stat(free + "-raw.jsonl")
-		if errors.Is(err, os.ErrNotExist) {
-			return free, nil
-		}
-		if err != nil {
-			return "", err
-		}
-		free = fmt.Sprintf("%s-%d", prefix, n)
-	}
-}
-
-// raiseDescriptorLimit makes room for the idle connections: two descriptors each here (client and upstream), two each
-// in the proxy, which inherits the limit; pqproxy itself accepts half of what the limit leaves.
-func raiseDescriptorLimit(idleConns int) error {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("reading the descriptor limit: %w", err)
-	}
-	need := uint64(3*idleConns + 1024)
-	if limit.Max < need {
-		return fmt.Errorf("the descriptor limit is %d and %d idle connections need %d: raise it (ulimit -Hn %d)", limit.Max, idleConns, need, need)
-	}
-	limit.Cur = limit.Max
-	// syscall's, not x/sys/unix's: it also tells the runtime to leave the limit alone in children.
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("raising the descriptor limit: %w", err)
-	}
-	return nil
+	return lab.FreePrefix(prefix)
 }

@@ -3,66 +3,31 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
-
-// rawFile takes one JSON object a line: the environment, then each measurement as it is made, so that a run which is
-// interrupted leaves what it has.
-type rawFile struct {
-	file    *os.File
-	encoder *json.Encoder
-}
-
-func createRaw(name string, e environment) (*rawFile, error) {
-	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	raw := &rawFile{file: file, encoder: json.NewEncoder(file)}
-	if err := raw.write(e); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return raw, nil
-}
-
-func (r *rawFile) write(line any) error { return r.encoder.Encode(line) }
-
-func (r *rawFile) close() error { return r.file.Close() }
 
 // row is one line of the summary: a figure of every contender that has it.
 type row struct {
 	label     string
 	unit      string
-	contender map[string]spread
+	contender map[string]lab.Spread
 	target    float64 // a ratio to the baseline, or with absolute a figure in unit; 0: none
 	absolute  bool
-}
-
-// spread is the median of the rounds and their range.
-type spread struct {
-	median, least, most float64
-}
-
-func spreadOf(values []float64) spread {
-	sorted := slices.Sorted(slices.Values(values))
-	return spread{median: median(sorted), least: sorted[0], most: sorted[len(sorted)-1]}
 }
 
 // ratio returns a contender's median over the baseline's.
 func (r row) ratio(contender string) (float64, bool) {
 	own, ok := r.contender[contender]
 	base, okBase := r.contender[baseline]
-	if !ok || !okBase || base.median == 0 {
+	if !ok || !okBase || base.Median == 0 {
 		return 0, false
 	}
-	return own.median / base.median, true
+	return own.Median / base.Median, true
 }
 
 // verdict says whether pqproxy meets the row's target, judged at the two decimals (one in absolute figures) that the
@@ -73,7 +38,7 @@ func (r row) verdict() (met, known bool) {
 	}
 	if r.absolute {
 		own, ok := r.contender["pqproxy"]
-		return own.median < r.target+0.05, ok
+		return own.Median < r.target+0.05, ok
 	}
 	ratio, ok := r.ratio("pqproxy")
 	return ratio < r.target+0.005, ok
@@ -99,12 +64,12 @@ func rowsOf(measured []measurement) map[string][]row {
 			if of == nil {
 				continue
 			}
-			r := row{label: label, unit: m.unit, contender: map[string]spread{}, target: m.ratio}
+			r := row{label: label, unit: m.unit, contender: map[string]lab.Spread{}, target: m.ratio}
 			if m.limit != 0 {
 				r.target, r.absolute = m.limit, true
 			}
 			for contender, rounds := range of {
-				r.contender[contender] = spreadOf(rounds)
+				r.contender[contender] = lab.SpreadOf(rounds)
 			}
 			rows[scenario] = append(rows[scenario], r)
 		}
@@ -131,9 +96,9 @@ func relayMedian(rows []row) (row, bool) {
 			}
 		}
 	}
-	all := row{label: "median of all cells", unit: "CPU per GiB, ratio", contender: map[string]spread{}, target: relayMedianTarget}
+	all := row{label: "median of all cells", unit: "CPU per GiB, ratio", contender: map[string]lab.Spread{}, target: relayMedianTarget}
 	for contender, of := range ratios {
-		all.contender[contender] = spreadOf(of)
+		all.contender[contender] = lab.SpreadOf(of)
 	}
 	return all, len(ratios) > 0
 }
@@ -147,10 +112,10 @@ func notHidden(rows []row) (row, bool) {
 	if slow.target == 0 {
 		return row{}, false
 	}
-	late := row{label: "difference of the two: what is not hidden", unit: "ms", contender: map[string]spread{}, target: hiddenTarget, absolute: true}
+	late := row{label: "difference of the two: what is not hidden", unit: "ms", contender: map[string]lab.Spread{}, target: hiddenTarget, absolute: true}
 	for contender := range slow.contender {
-		difference := slow.contender[contender].median - quick.contender[contender].median
-		late.contender[contender] = spread{median: difference, least: difference, most: difference}
+		difference := slow.contender[contender].Median - quick.contender[contender].Median
+		late.contender[contender] = lab.Spread{Median: difference, Least: difference, Most: difference}
 	}
 	return late, len(late.contender) > 0
 }
@@ -215,10 +180,7 @@ func (r row) figure(contender string) string {
 	if !ok {
 		return "–"
 	}
-	text := number(own.median)
-	if own.least != own.most {
-		text += fmt.Sprintf(" [%s–%s]", number(own.least), number(own.most))
-	}
+	text := own.String()
 	if ratio, ok := r.ratio(contender); ok && contender != baseline {
 		text += fmt.Sprintf(" **×%.2f**", ratio)
 	}
@@ -230,7 +192,7 @@ func (r row) targetText() string {
 	case r.target == 0:
 		return "–"
 	case r.absolute:
-		return "≤ " + number(r.target)
+		return "≤ " + lab.Number(r.target)
 	default:
 		return fmt.Sprintf("%.2f", r.target)
 	}
@@ -246,31 +208,4 @@ func (r row) verdictText() string {
 	default:
 		return "**not met**"
 	}
-}
-
-// number prints three significant digits, never an exponent.
-func number(v float64) string {
-	digits := 2
-	switch a := max(v, -v); {
-	case a >= 100:
-		digits = 0
-	case a >= 10:
-		digits = 1
-	}
-	return strconv.FormatFloat(v, 'f', digits, 64)
-}
-
-// median returns the middle of sorted values, the mean of the two middle ones where there are two.
-func median(sorted []float64) float64 {
-	middle := len(sorted) / 2
-	if len(sorted)%2 == 1 {
-		return sorted[middle]
-	}
-	return (sorted[middle-1] + sorted[middle]) / 2
-}
-
-// percentile returns the least of sorted values that p percent of them do not exceed (nearest rank).
-func percentile(sorted []float64, p int) float64 {
-	rank := (len(sorted)*p + 99) / 100
-	return sorted[max(rank, 1)-1]
 }

@@ -3,73 +3,16 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
-func TestMedian(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		sorted []float64
-		want   float64
-	}{
-		{"one", []float64{3}, 3},
-		{"odd", []float64{1, 2, 100}, 2},
-		{"even", []float64{1, 2, 4, 100}, 3},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := median(tt.sorted); got != tt.want {
-				t.Errorf("median(%v) = %v, want %v", tt.sorted, got, tt.want)
-			}
-		})
-	}
-}
-
-func TestPercentile(t *testing.T) {
-	hundred := make([]float64, 100)
-	for i := range hundred {
-		hundred[i] = float64(i + 1)
-	}
-	for _, tt := range []struct {
-		name   string
-		sorted []float64
-		p      int
-		want   float64
-	}{
-		{"p50 of 100", hundred, 50, 50},
-		{"p99 of 100", hundred, 99, 99},
-		{"p100 of 100", hundred, 100, 100},
-		{"p0 is the least", hundred, 0, 1},
-		{"p50 of 3", []float64{1, 2, 3}, 50, 2},
-		{"p99 of 3 is the most", []float64{1, 2, 3}, 99, 3},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := percentile(tt.sorted, tt.p); got != tt.want {
-				t.Errorf("percentile = %v, want %v", got, tt.want)
-			}
-		})
-	}
-}
-
-func TestSpreadOfLeavesItsInput(t *testing.T) {
-	values := []float64{5, 1, 3}
-	got := spreadOf(values)
-	if want := (spread{median: 3, least: 1, most: 5}); got != want {
-		t.Errorf("spreadOf = %+v, want %+v", got, want)
-	}
-	if values[0] != 5 {
-		t.Errorf("spreadOf sorted the caller's values: %v", values)
-	}
-}
-
 func TestVerdict(t *testing.T) {
-	figures := func(own, base float64) map[string]spread {
-		return map[string]spread{"pqproxy": {median: own}, baseline: {median: base}}
+	figures := func(own, base float64) map[string]lab.Spread {
+		return map[string]lab.Spread{"pqproxy": {Median: own}, baseline: {Median: base}}
 	}
 	for _, tt := range []struct {
 		name       string
@@ -80,11 +23,11 @@ func TestVerdict(t *testing.T) {
 		{"ratio below", row{contender: figures(80, 100), target: 0.88}, true, true},
 		{"ratio as the table rounds it", row{contender: figures(88.4, 100), target: 0.88}, true, true},
 		{"ratio above", row{contender: figures(89, 100), target: 0.88}, false, true},
-		{"no baseline", row{contender: map[string]spread{"pqproxy": {median: 1}}, target: 1}, false, false},
-		{"no pqproxy", row{contender: map[string]spread{baseline: {median: 1}}, target: 1}, false, false},
+		{"no baseline", row{contender: map[string]lab.Spread{"pqproxy": {Median: 1}}, target: 1}, false, false},
+		{"no pqproxy", row{contender: map[string]lab.Spread{baseline: {Median: 1}}, target: 1}, false, false},
 		{"limit kept", row{contender: figures(124, 145), target: 124, absolute: true}, true, true},
 		{"limit missed", row{contender: figures(124.1, 145), target: 124, absolute: true}, false, true},
-		{"limit without pqproxy", row{contender: map[string]spread{baseline: {median: 1}}, target: 124, absolute: true}, true, false},
+		{"limit without pqproxy", row{contender: map[string]lab.Spread{baseline: {Median: 1}}, target: 124, absolute: true}, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			met, known := tt.row.verdict()
@@ -119,7 +62,7 @@ func TestRowsOf(t *testing.T) {
 	if full.label != "group=X25519MLKEM768/kind=full/upstream=plain" || full.target != fullPlainTarget {
 		t.Errorf("first row is %q with target %v", full.label, full.target)
 	}
-	if got, want := full.contender["pqproxy"], (spread{median: 80, least: 40, most: 120}); got != want {
+	if got, want := full.contender["pqproxy"], (lab.Spread{Median: 80, Least: 40, Most: 120}); got != want {
 		t.Errorf("pqproxy = %+v, want %+v", got, want)
 	}
 	if ratio, ok := full.ratio("pqproxy"); !ok || ratio != 0.8 {
@@ -128,7 +71,7 @@ func TestRowsOf(t *testing.T) {
 
 	relay := rows[scenarioRelay]
 	last := relay[len(relay)-1]
-	if last.target != relayMedianTarget || last.contender["pqproxy"].median != 0.8 || last.contender[baseline].median != 1 {
+	if last.target != relayMedianTarget || last.contender["pqproxy"].Median != 0.8 || last.contender[baseline].Median != 1 {
 		t.Errorf("the relay's last row is %+v, want the median ratio 0.8 of all cells", last)
 	}
 	if met, known := last.verdict(); !met || !known {
@@ -136,7 +79,7 @@ func TestRowsOf(t *testing.T) {
 	}
 
 	firstByte := rows[scenarioFirstByte]
-	if hidden := firstByte[len(firstByte)-1]; !hidden.absolute || hidden.contender["pqproxy"].median != 0 {
+	if hidden := firstByte[len(firstByte)-1]; !hidden.absolute || hidden.contender["pqproxy"].Median != 0 {
 		t.Errorf("the last row of first_byte is %+v, want a difference of 0 between both cells", hidden)
 	}
 }
@@ -177,39 +120,6 @@ func TestRenderSummary(t *testing.T) {
 		if !strings.Contains(summary, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, summary)
 		}
-	}
-}
-
-func TestRawFile(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "raw.jsonl")
-	raw, err := createRaw(name, environment{Type: "environment", Kernel: "6.18"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := raw.write(measurement{Type: "measurement", Round: 1, Cell: "scenario=ping/upstream=tls"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := raw.close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := createRaw(name, environment{}); err == nil {
-		t.Error("createRaw replaced an existing file")
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	var types []string
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		var line struct{ Type string }
-		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
-			t.Fatal(err)
-		}
-		types = append(types, line.Type)
-	}
-	if got := strings.Join(types, " "); got != "environment measurement" {
-		t.Errorf("lines are %q", got)
 	}
 }
 

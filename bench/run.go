@@ -4,10 +4,8 @@ package main
 
 import (
 	"crypto/tls"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -15,8 +13,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // bench is one run: the load's side, and the proxies that are up.
@@ -30,7 +29,7 @@ type bench struct {
 	absent     []string // contenders that were asked for and are not installed
 
 	mu        sync.Mutex // guards what follows
-	processes map[*process]bool
+	processes map[*lab.Process]bool
 	closed    bool
 }
 
@@ -40,7 +39,7 @@ func newBench(opts options, dir, binary string) (*bench, error) {
 		dir:       dir,
 		binary:    binary,
 		upstreams: map[upstreamKind]*upstream{},
-		processes: map[*process]bool{},
+		processes: map[*lab.Process]bool{},
 	}
 	var err error
 	if b.pki, err = newPKI(dir, frontNames()); err != nil {
@@ -72,13 +71,13 @@ func newBench(opts options, dir, binary string) (*bench, error) {
 }
 
 // launch starts a proxy that close will end.
-func (b *bench) launch(c *contender, argv, env []string, dir string) (*process, error) {
+func (b *bench) launch(c *contender, argv, env []string, dir string) (*lab.Process, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return nil, errors.New("the run has ended")
 	}
-	p, err := startPinned(b.opts.ProxyCore, c.name, argv, env, dir, filepath.Join(dir, "log"))
+	p, err := lab.Start(b.opts.ProxyCore, c.name, argv, env, dir, filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +85,8 @@ func (b *bench) launch(c *contender, argv, env []string, dir string) (*process, 
 	return p, nil
 }
 
-func (b *bench) stop(p *process) {
-	p.stop()
+func (b *bench) stop(p *lab.Process) {
+	p.Stop()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.processes, p)
@@ -99,7 +98,7 @@ func (b *bench) close() {
 	defer b.mu.Unlock()
 	b.closed = true
 	for p := range b.processes {
-		p.stop()
+		p.Stop()
 	}
 	clear(b.processes)
 }
@@ -122,7 +121,7 @@ type measurement struct {
 
 // measure runs all rounds. Within a round each cell is run by one contender after the other, and each round begins
 // with another contender, so that slow drifts of the machine (temperature, neighbours) meet all of them alike.
-func (b *bench) measure(filter *regexp.Regexp, raw *rawFile) ([]measurement, error) {
+func (b *bench) measure(filter *regexp.Regexp, raw *lab.RawFile) ([]measurement, error) {
 	type key struct {
 		contender *contender
 		group     tls.CurveID
@@ -157,13 +156,13 @@ func (b *bench) measure(filter *regexp.Regexp, raw *rawFile) ([]measurement, err
 				}
 				m, err := b.measureCell(round, c, r)
 				if c.fresh {
-					b.stop(r.process)
+					b.stop(r.Process)
 					err = errors.Join(err, b.allDrained())
 				}
 				if err != nil {
 					return nil, err
 				}
-				if err := raw.write(m); err != nil {
+				if err := raw.Write(m); err != nil {
 					return nil, err
 				}
 				all = append(all, m)
@@ -185,14 +184,14 @@ func (b *bench) measureCell(round int, c cell, r *running) (measurement, error) 
 		err = errors.Join(err, u.takeFault())
 	}
 	if err != nil {
-		return measurement{}, fmt.Errorf("round %d, %s, %s: %w\nits log ends:\n%s", round, c.name, r.name, err, r.logTail())
+		return measurement{}, fmt.Errorf("round %d, %s, %s: %w\nits log ends:\n%s", round, c.name, r.Name, err, r.LogTail())
 	}
 	return measurement{
 		Type:      "measurement",
 		Time:      start.UTC(),
 		Round:     round,
 		Cell:      c.name,
-		Contender: r.name,
+		Contender: r.Name,
 		Seconds:   time.Since(start).Seconds(),
 		Values:    values,
 	}, nil
@@ -222,7 +221,7 @@ func (b *bench) measureCPU(r *running, kind upstreamKind, work func() error) (co
 			return cost{}, err
 		}
 	}
-	before, err := r.cpuAtRest()
+	before, err := r.CPUAtRest()
 	if err != nil {
 		return cost{}, err
 	}
@@ -236,11 +235,11 @@ func (b *bench) measureCPU(r *running, kind upstreamKind, work func() error) (co
 			return cost{}, err
 		}
 	}
-	after, err := r.cpuAtRest()
+	after, err := r.CPUAtRest()
 	if err != nil {
 		return cost{}, err
 	}
-	cpu, err := after.since(before)
+	cpu, err := after.Since(before)
 	return cost{cpu: cpu, wall: wall}, err
 }
 
@@ -262,11 +261,11 @@ func (b *bench) environment() environment {
 	e := environment{
 		Type:     "environment",
 		Time:     time.Now().UTC(),
-		CPU:      cpuModel(),
+		CPU:      lab.CPUModel(),
 		Cores:    runtime.NumCPU(),
-		Kernel:   kernelRelease(),
+		Kernel:   lab.KernelRelease(),
 		Go:       runtime.Version(),
-		Commit:   commit(),
+		Commit:   lab.Commit(),
 		Versions: map[string]string{},
 		Absent:   b.absent,
 		Options:  b.opts,
@@ -278,26 +277,10 @@ func (b *bench) environment() environment {
 		case "haproxy":
 			e.Versions[c.name] = outputLines("haproxy -vv", "HAProxy version", "Running on OpenSSL version")
 		default:
-			e.Versions[c.name] = binaryVersions(b.binary)
+			e.Versions[c.name] = lab.BinaryVersions(b.binary)
 		}
 	}
 	return e
-}
-
-// binaryVersions names the Go version and the modules that matter, from the binary itself.
-func binaryVersions(file string) string {
-	info, err := buildinfo.ReadFile(file)
-	if err != nil {
-		return err.Error()
-	}
-	facts := []string{info.GoVersion}
-	for _, dep := range info.Deps {
-		switch dep.Path {
-		case "github.com/caddyserver/caddy/v2", "github.com/mholt/caddy-l4":
-			facts = append(facts, dep.Path+" "+dep.Version)
-		}
-	}
-	return strings.Join(facts, ", ")
 }
 
 // outputLines runs a command and returns the lines that begin with any of the prefixes.
@@ -314,50 +297,4 @@ func outputLines(command string, prefixes ...string) string {
 		}
 	}
 	return strings.Join(kept, ", ")
-}
-
-func cpuModel() string {
-	content, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return err.Error()
-	}
-	var vendor, model string
-	for line := range strings.Lines(string(content)) {
-		name, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(name) {
-		case "model name":
-			vendor = strings.TrimSpace(value)
-		case "model":
-			model = strings.TrimSpace(value)
-		}
-	}
-	return fmt.Sprintf("%s, model %s", vendor, model)
-}
-
-func kernelRelease() string {
-	var name syscall.Utsname
-	if err := syscall.Uname(&name); err != nil {
-		return err.Error()
-	}
-	var release []byte
-	for _, c := range name.Release {
-		if c == 0 {
-			break
-		}
-		release = append(release, byte(c))
-	}
-	return string(release)
-}
-
-// commit is empty outside a git checkout; "+" marks changes that are not in it.
-func commit() string {
-	head, err := exec.Command("git", "rev-parse", "HEAD").Output()
-	if err != nil {
-		return ""
-	}
-	id := strings.TrimSpace(string(head))
-	if changes, err := exec.Command("git", "status", "--porcelain").Output(); err == nil && len(changes) > 0 {
-		id += "+"
-	}
-	return id
 }

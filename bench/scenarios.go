@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // cell is one measurement: a scenario with every parameter fixed. Its name is made of key=value, so that columns can
@@ -283,8 +285,8 @@ func measurePings(b *bench, r *running, kind upstreamKind) (map[string]float64, 
 	}
 	slices.Sort(trips)
 	return map[string]float64{
-		"p50_us":          percentile(trips, 50),
-		"p99_us":          percentile(trips, 99),
+		"p50_us":          lab.Percentile(trips, 50),
+		"p99_us":          lab.Percentile(trips, 99),
 		"cpu_ms_per_1000": milliseconds(cost.cpu) * 1000 / float64(count),
 	}, nil
 }
@@ -335,7 +337,7 @@ func measureFirstByte(b *bench, r *running, kind upstreamKind) (map[string]float
 		}
 	}
 	slices.Sort(times)
-	return map[string]float64{"p50_ms": percentile(times, 50)}, b.upstreams[kind].drained()
+	return map[string]float64{"p50_ms": lab.Percentile(times, 50)}, b.upstreams[kind].drained()
 }
 
 // memoryCell measures the resident size that 5,000 connections add to a fresh process, each after one round trip of
@@ -383,7 +385,7 @@ func measureMemory(b *bench, r *running, kind upstreamKind) (map[string]float64,
 	if err != nil {
 		return nil, err
 	}
-	unsettled, err := r.memoryNow()
+	unsettled, err := r.MemoryNow()
 	if err != nil {
 		return nil, err
 	}
@@ -402,15 +404,15 @@ func measureMemory(b *bench, r *running, kind upstreamKind) (map[string]float64,
 	}, nil
 }
 
-func settledMemory(r *running) (memory, error) {
+func settledMemory(r *running) (lab.Memory, error) {
 	if r.contender.caddy {
 		for range collections {
 			if err := r.collectGarbage(); err != nil {
-				return memory{}, err
+				return lab.Memory{}, err
 			}
 		}
 	}
-	return r.memoryAtRest()
+	return r.MemoryAtRest()
 }
 
 // openConns opens n connections, at most Workers at a time, each of which has exchanged one message. It returns what

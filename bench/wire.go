@@ -9,10 +9,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // The harness's own protocol, spoken by its clients to its upstreams through the proxy under test. A request is one
@@ -146,33 +147,13 @@ func parseProxyV1(line string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr, uint16(port)), nil
 }
 
-const (
-	// patternPeriod is prime, hence no multiple of a record, a buffer or a page: bytes moved by any of those differ.
-	patternPeriod = 1_048_573
-	// relayChunk is one Write of the senders and one Read of the receivers: four full TLS records.
-	relayChunk = 64 << 10
-)
-
-// pattern is what every relayed stream consists of. It runs one chunk past its period, so that a chunk at any offset
-// is one slice.
-var pattern = func() []byte {
-	p := make([]byte, patternPeriod+relayChunk)
-	source := rand.NewChaCha8([32]byte{'p', 'q'})
-	_, _ = source.Read(p[:patternPeriod]) // never fails
-	copy(p[patternPeriod:], p)
-	return p
-}()
-
-// patternAt returns the n ≤ relayChunk bytes of the stream that begin at offset.
-func patternAt(offset, n int64) []byte {
-	at := offset % patternPeriod
-	return pattern[at : at+n]
-}
+// relayChunk is one Write of the senders and one Read of the receivers: four full TLS records.
+const relayChunk = lab.PatternChunk
 
 // sendPattern writes n bytes of the pattern.
 func sendPattern(w io.Writer, n int64) error {
 	for sent := int64(0); sent < n; {
-		chunk := patternAt(sent, min(relayChunk, n-sent))
+		chunk := lab.PatternAt(sent, min(relayChunk, n-sent))
 		if _, err := w.Write(chunk); err != nil {
 			return fmt.Errorf("sending at %d of %d: %w", sent, n, err)
 		}
@@ -185,7 +166,7 @@ func sendPattern(w io.Writer, n int64) error {
 func receivePattern(r io.Reader, n int64, buf []byte) error {
 	for received := int64(0); received < n; {
 		got, err := r.Read(buf[:min(int64(len(buf)), relayChunk, n-received)])
-		if !bytes.Equal(buf[:got], patternAt(received, int64(got))) {
+		if !bytes.Equal(buf[:got], lab.PatternAt(received, int64(got))) {
 			return fmt.Errorf("wrong bytes between %d and %d", received, received+int64(got))
 		}
 		received += int64(got)

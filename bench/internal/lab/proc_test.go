@@ -1,8 +1,10 @@
 //go:build linux
 
-package main
+package lab
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,7 +65,7 @@ Private_Clean:         0 kB
 Anonymous:           512 kB
 `
 	got, err := parseSmapsRollup(strings.NewReader(full))
-	if want := (memory{RSS: 2048 << 10, PSS: 1024 << 10, Anonymous: 512 << 10}); err != nil || got != want {
+	if want := (Memory{RSS: 2048 << 10, PSS: 1024 << 10, Anonymous: 512 << 10}); err != nil || got != want {
 		t.Errorf("parseSmapsRollup = %+v, %v, want %+v", got, err, want)
 	}
 	for name, in := range map[string]string{
@@ -78,12 +80,12 @@ Anonymous:           512 kB
 }
 
 func TestCPUTimeSince(t *testing.T) {
-	before := cpuTime{1: 100, 2: 50}
-	got, err := cpuTime{1: 130, 2: 50, 3: 7}.since(before)
+	before := CPUTime{1: 100, 2: 50}
+	got, err := CPUTime{1: 130, 2: 50, 3: 7}.Since(before)
 	if err != nil || got != 37*time.Nanosecond {
 		t.Errorf("since = %v, %v, want 37ns: 30 of thread 1, 7 of the new thread 3", got, err)
 	}
-	if _, err := (cpuTime{1: 130}).since(before); err == nil {
+	if _, err := (CPUTime{1: 130}).Since(before); err == nil {
 		t.Error("the time of a thread that ended was lost without an error")
 	}
 }
@@ -92,22 +94,22 @@ func TestCPUTimeSince(t *testing.T) {
 func TestProcessGroup(t *testing.T) {
 	dir := t.TempDir()
 	script := `sh -c 'while :; do :; done' & echo started; grep Cpus_allowed_list /proc/self/status; wait`
-	p, err := startPinned(0, "spinner", []string{"/bin/sh", "-c", script}, []string{"PATH=/usr/bin:/bin"}, dir, filepath.Join(dir, "log"))
+	p, err := Start(0, "spinner", []string{"/bin/sh", "-c", script}, []string{"PATH=/usr/bin:/bin"}, dir, filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	stopped := false
 	defer func() {
 		if !stopped {
-			p.stop()
+			p.Stop()
 		}
 	}()
 
-	waitFor(t, "both lines of the script", func() bool { return strings.Contains(p.logTail(), "Cpus_allowed_list") })
-	if got := strings.Fields(p.logTail()); got[len(got)-1] != "0" {
+	waitFor(t, "both lines of the script", func() bool { return strings.Contains(p.LogTail(), "Cpus_allowed_list") })
+	if got := strings.Fields(p.LogTail()); got[len(got)-1] != "0" {
 		t.Errorf("the child may run on cores %q, want 0 alone", got[len(got)-1])
 	}
-	before, err := p.cpuNow()
+	before, err := p.CPUNow()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,24 +117,24 @@ func TestProcessGroup(t *testing.T) {
 		t.Errorf("%d threads seen, want those of the shell and of its child", len(before))
 	}
 	waitFor(t, "CPU time of the child", func() bool {
-		now, err := p.cpuNow()
+		now, err := p.CPUNow()
 		if err != nil {
 			t.Fatal(err)
 		}
-		used, err := now.since(before)
+		used, err := now.Since(before)
 		return err == nil && used > 0
 	})
-	if m, err := p.memoryNow(); err != nil || m.RSS <= 0 || m.PSS <= 0 || m.Anonymous <= 0 {
-		t.Errorf("memoryNow = %+v, %v", m, err)
+	if m, err := p.MemoryNow(); err != nil || m.RSS <= 0 || m.PSS <= 0 || m.Anonymous <= 0 {
+		t.Errorf("MemoryNow = %+v, %v", m, err)
 	}
 
-	p.stop()
+	p.Stop()
 	stopped = true
-	if p.running() {
+	if p.Running() {
 		t.Error("still running after stop")
 	}
 	// The child is not ours to wait for; init reaps it.
-	waitFor(t, "the end of the group", func() bool { _, err := p.cpuNow(); return err != nil })
+	waitFor(t, "the end of the group", func() bool { _, err := p.CPUNow(); return err != nil })
 }
 
 func waitFor(t *testing.T, what string, done func() bool) {
@@ -149,8 +151,31 @@ func TestLogTail(t *testing.T) {
 	if err := os.WriteFile(file, []byte(strings.Repeat("x", 10_000)+" end\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{logFile: file}
-	if got := p.logTail(); len(got) > 4096 || !strings.HasSuffix(got, " end") {
-		t.Errorf("logTail has %d bytes and ends with %q", len(got), got[len(got)-8:])
+	p := &Process{logFile: file}
+	if got := p.LogTail(); len(got) > 4096 || !strings.HasSuffix(got, " end") {
+		t.Errorf("LogTail has %d bytes and ends with %q", len(got), got[len(got)-8:])
+	}
+}
+
+func TestWait(t *testing.T) {
+	dir := t.TempDir()
+	start := func(script string) *Process {
+		p, err := Start(AnyCore, "sh", []string{"/bin/sh", "-c", script}, CleanEnv(dir), dir, filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Stop)
+		return p
+	}
+	if err := start("exit 0").Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := start("exit 3").Wait(t.Context()); err == nil {
+		t.Error("a process failed without an error")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := start("while :; do sleep 1; done").Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Wait = %v, want %v", err, context.Canceled)
 	}
 }

@@ -1,10 +1,11 @@
 //go:build linux
 
-package main
+package lab
 
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,17 +22,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a proxy under test: a process group pinned to one core. Its children (nginx's worker) count with it.
-type process struct {
-	name    string
+// Process is a proxy under test: a process group, normally pinned to one core. Its children (nginx's worker) count
+// with it.
+type Process struct {
+	Name    string // for messages
 	cmd     *exec.Cmd
 	logFile string
 	exited  chan struct{} // closed when the first process has been waited for
+	err     error         // of that; to be read when exited is closed
 }
 
-// startPinned starts argv in a process group of its own on one core, with exactly the environment env, its output in
-// logFile. It cannot be set afterwards: the Go runtime counts its cores when it starts.
-func startPinned(core int, name string, argv, env []string, dir, logFile string) (*process, error) {
+// AnyCore is a core for Start: none in particular.
+const AnyCore = -1
+
+// Start starts argv in a process group of its own on one core, or with AnyCore on all of the machine, with exactly the
+// environment env, its output in logFile. It cannot be set afterwards: the Go runtime counts its cores when it starts.
+// Whoever calls Start calls Stop.
+func Start(core int, name string, argv, env []string, dir, logFile string) (*Process, error) {
 	log, err := os.Create(logFile)
 	if err != nil {
 		return nil, err
@@ -41,33 +48,39 @@ func startPinned(core int, name string, argv, env []string, dir, logFile string)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, dir, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 
-	if err := onCore(core, cmd.Start); err != nil {
+	var wanted unix.CPUSet
+	if core == AnyCore {
+		wanted.Fill()
+	} else {
+		wanted.Set(core)
+	}
+	if err := onCores(&wanted, cmd.Start); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	p := &process{name: name, cmd: cmd, logFile: logFile, exited: make(chan struct{})}
+	p := &Process{Name: name, cmd: cmd, logFile: logFile, exited: make(chan struct{})}
 	go p.reap()
 	return p, nil
 }
 
-// onCore runs f, which forks, on a thread pinned to core: a child inherits the mask of the thread that forks it.
-func onCore(core int, f func() error) error {
+// onCores runs f, which forks, on a thread that may use the cores wanted: a child inherits the mask of the thread that
+// forks it.
+func onCores(wanted *unix.CPUSet, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var before, wanted unix.CPUSet
+	var before unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		return fmt.Errorf("reading the CPU affinity: %w", err)
 	}
-	wanted.Set(core)
-	if err := unix.SchedSetaffinity(0, &wanted); err != nil {
-		return fmt.Errorf("pinning to core %d: %w", core, err)
+	if err := unix.SchedSetaffinity(0, wanted); err != nil {
+		return fmt.Errorf("setting the CPU affinity: %w", err)
 	}
 	err := f()
 	return errors.Join(err, unix.SchedSetaffinity(0, &before))
 }
 
-// pinSelf moves every thread of this process to core. Threads started later inherit it; one that is started while
+// PinSelf moves every thread of this process to core. Threads started later inherit it; one that is started while
 // this runs is found by the next pass.
-func pinSelf(core int) error {
+func PinSelf(core int) error {
 	var wanted unix.CPUSet
 	wanted.Set(core)
 	pinned := map[int]bool{}
@@ -90,13 +103,24 @@ func pinSelf(core int) error {
 	return nil
 }
 
-// reap waits for the first process, so that running sees its end; it ends with that process.
-func (p *process) reap() {
-	_ = p.cmd.Wait() // the log says why; a proxy that ends by itself is noticed by running
+// reap waits for the first process, so that Running sees its end; it ends with that process.
+func (p *Process) reap() {
+	p.err = p.cmd.Wait() // a proxy that ends by itself is noticed by Running, and the log says why
 	close(p.exited)
 }
 
-func (p *process) running() bool {
+// Wait waits for a process that ends by itself, and returns an error if it failed or if ctx ended first.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.exited:
+		return p.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Running reports whether the first process has not ended.
+func (p *Process) Running() bool {
 	select {
 	case <-p.exited:
 		return false
@@ -105,14 +129,14 @@ func (p *process) running() bool {
 	}
 }
 
-// stop kills the whole group. Not gracefully: pqproxy would drain connections that the harness still holds.
-func (p *process) stop() {
+// Stop kills the whole group. Not gracefully: pqproxy would drain connections that the harness still holds.
+func (p *Process) Stop() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.exited
 }
 
-// logTail returns the end of what the process wrote, for error messages.
-func (p *process) logTail() string {
+// LogTail returns the end of what the process wrote, for error messages, and never fails.
+func (p *Process) LogTail() string {
 	const most = 4096
 	content, err := os.ReadFile(p.logFile)
 	if err != nil {
@@ -124,17 +148,17 @@ func (p *process) logTail() string {
 	return strings.TrimSpace(string(content))
 }
 
-// cpuTime is the time on CPU of each thread of a process group, in nanoseconds, by thread ID.
-type cpuTime map[int]uint64
+// CPUTime is the time on CPU of each thread of a process group, in nanoseconds, by thread ID.
+type CPUTime map[int]uint64
 
-// cpuNow reads what every thread has used so far, from /proc/PID/task/TID/schedstat. Not from /proc/PID/stat, which
+// CPUNow reads what every thread has used so far, from /proc/PID/task/TID/schedstat. Not from /proc/PID/stat, which
 // counts in ticks of 10 ms, nor from /proc/PID/schedstat, which knows the first thread alone.
-func (p *process) cpuNow() (cpuTime, error) {
+func (p *Process) CPUNow() (CPUTime, error) {
 	members, err := groupMembers(p.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
-	now := cpuTime{}
+	now := CPUTime{}
 	for _, pid := range members {
 		threads, err := threadsOf(pid)
 		if err != nil {
@@ -143,22 +167,22 @@ func (p *process) cpuNow() (cpuTime, error) {
 		for _, thread := range threads {
 			content, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", pid, thread))
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-				continue // ended meanwhile; since notices if it was there before
+				continue // ended meanwhile; Since notices if it was there before
 			}
 			if err != nil {
 				return nil, err
 			}
 			if now[thread], err = parseSchedstat(content); err != nil {
-				return nil, fmt.Errorf("%s, thread %d: %w", p.name, thread, err)
+				return nil, fmt.Errorf("%s, thread %d: %w", p.Name, thread, err)
 			}
 		}
 	}
 	return now, nil
 }
 
-// since returns the CPU time between an earlier reading and this one. A thread that has gone took its time with it,
+// Since returns the CPU time between an earlier reading and this one. A thread that has gone took its time with it,
 // so the difference is not known: an error.
-func (c cpuTime) since(before cpuTime) (time.Duration, error) {
+func (c CPUTime) Since(before CPUTime) (time.Duration, error) {
 	var total uint64
 	for thread := range before {
 		if _, ok := c[thread]; !ok {
@@ -184,26 +208,26 @@ func parseSchedstat(content []byte) (uint64, error) {
 	return used, nil
 }
 
-// cpuAtRest waits until the process has finished what the last connections left behind (closing, logging), then
+// CPUAtRest waits until the process has finished what the last connections left behind (closing, logging), then
 // returns its CPU time. A proxy that never rests is read after restPatience all the same: that is its cost.
-func (p *process) cpuAtRest() (cpuTime, error) {
+func (p *Process) CPUAtRest() (CPUTime, error) {
 	const (
 		restPoll     = 5 * time.Millisecond
 		restPatience = 500 * time.Millisecond
 		restNoise    = 50 * time.Microsecond
 	)
-	last, err := p.cpuNow()
+	last, err := p.CPUNow()
 	if err != nil {
 		return nil, err
 	}
 	quiet := 0
 	for end := time.Now().Add(restPatience); quiet < 2 && time.Now().Before(end); {
 		time.Sleep(restPoll)
-		now, err := p.cpuNow()
+		now, err := p.CPUNow()
 		if err != nil {
 			return nil, err
 		}
-		used, err := now.since(last)
+		used, err := now.Since(last)
 		if err != nil {
 			return nil, err
 		}
@@ -213,34 +237,34 @@ func (p *process) cpuAtRest() (cpuTime, error) {
 		}
 		last = now
 	}
-	if !p.running() {
-		return nil, fmt.Errorf("%s has ended", p.name)
+	if !p.Running() {
+		return nil, fmt.Errorf("%s has ended", p.Name)
 	}
 	return last, nil
 }
 
-// memory is a process group's share of physical memory, in bytes. Socket buffers are the kernel's and not in it.
-type memory struct {
+// Memory is a process group's share of physical Memory, in bytes. Socket buffers are the kernel's and not in it.
+type Memory struct {
 	RSS       int64 `json:"rss"`       // resident, shared pages included
 	PSS       int64 `json:"pss"`       // resident, each shared page divided by its users
 	Anonymous int64 `json:"anonymous"` // heap and stacks: resident, without files
 }
 
-// memoryNow sums /proc/PID/smaps_rollup over the group.
-func (p *process) memoryNow() (memory, error) {
+// MemoryNow sums /proc/PID/smaps_rollup over the group.
+func (p *Process) MemoryNow() (Memory, error) {
 	members, err := groupMembers(p.cmd.Process.Pid)
 	if err != nil {
-		return memory{}, err
+		return Memory{}, err
 	}
-	var sum memory
+	var sum Memory
 	for _, pid := range members {
 		content, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
-			return memory{}, err
+			return Memory{}, err
 		}
 		m, err := parseSmapsRollup(bytes.NewReader(content))
 		if err != nil {
-			return memory{}, fmt.Errorf("%s, process %d: %w", p.name, pid, err)
+			return Memory{}, fmt.Errorf("%s, process %d: %w", p.Name, pid, err)
 		}
 		sum.RSS, sum.PSS, sum.Anonymous = sum.RSS+m.RSS, sum.PSS+m.PSS, sum.Anonymous+m.Anonymous
 	}
@@ -248,8 +272,8 @@ func (p *process) memoryNow() (memory, error) {
 }
 
 // parseSmapsRollup reads the three lines wanted, which are in kB.
-func parseSmapsRollup(r io.Reader) (memory, error) {
-	var m memory
+func parseSmapsRollup(r io.Reader) (Memory, error) {
+	var m Memory
 	wanted := map[string]*int64{"Rss:": &m.RSS, "Pss:": &m.PSS, "Anonymous:": &m.Anonymous}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -259,42 +283,42 @@ func parseSmapsRollup(r io.Reader) (memory, error) {
 		}
 		kib, err := strconv.ParseInt(fields[1], 10, 64)
 		if err != nil {
-			return memory{}, fmt.Errorf("malformed smaps_rollup line %q: %w", lines.Text(), err)
+			return Memory{}, fmt.Errorf("malformed smaps_rollup line %q: %w", lines.Text(), err)
 		}
 		*wanted[fields[0]] = kib << 10
 		delete(wanted, fields[0])
 	}
 	if len(wanted) > 0 {
-		return memory{}, errors.Join(errors.New("smaps_rollup lacks a line"), lines.Err())
+		return Memory{}, errors.Join(errors.New("smaps_rollup lacks a line"), lines.Err())
 	}
 	return m, lines.Err()
 }
 
-// memoryAtRest polls until the resident size has moved by less than half a percent for a second.
-func (p *process) memoryAtRest() (memory, error) {
+// MemoryAtRest polls until the resident size has moved by less than half a percent for a second.
+func (p *Process) MemoryAtRest() (Memory, error) {
 	const (
 		poll     = 100 * time.Millisecond
 		calm     = 10 // polls in a row
 		patience = 30 * time.Second
 	)
-	anchor, err := p.memoryNow()
+	anchor, err := p.MemoryNow()
 	if err != nil {
-		return memory{}, err
+		return Memory{}, err
 	}
 	for end, quiet := time.Now().Add(patience), 0; quiet < calm; quiet++ {
 		if time.Now().After(end) {
-			return memory{}, fmt.Errorf("%s: memory is not at rest after %v", p.name, patience)
+			return Memory{}, fmt.Errorf("%s: memory is not at rest after %v", p.Name, patience)
 		}
 		time.Sleep(poll)
-		now, err := p.memoryNow()
+		now, err := p.MemoryNow()
 		if err != nil {
-			return memory{}, err
+			return Memory{}, err
 		}
 		if moved := max(now.RSS-anchor.RSS, anchor.RSS-now.RSS); moved*200 > anchor.RSS {
 			anchor, quiet = now, -1
 		}
 	}
-	return p.memoryNow()
+	return p.MemoryNow()
 }
 
 // groupMembers returns the processes of a process group.
