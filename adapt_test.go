@@ -103,10 +103,13 @@ func TestAdaptCoversOptions(t *testing.T) {
 	manual := read(t, "docs/configuration.md")
 	listed := regexp.MustCompile(`there are: (.*), at Caddyfile`)
 	for block, config := range map[string]string{
-		"pqproxy":  "",
-		"limits":   "limits {",
-		"domain":   "domain a.example {",
-		"upstream": "domain a.example {\nupstream 192.0.2.1:1 {",
+		"pqproxy":         "",
+		"limits":          "limits {",
+		"management":      "management https://192.0.2.1/ {",
+		"upstream_policy": "upstream_policy {",
+		"domain":          "domain a.example {",
+		"health_check":    "domain a.example {\nhealth_check {",
+		"upstream":        "domain a.example {\nupstream 192.0.2.1:1 {",
 	} {
 		_, err := adapt("{\npqproxy {\n" + config + "\nno_such_option\n" + strings.Repeat("}\n", strings.Count(config, "{")) + "}\n}\n")
 		if err == nil || listed.FindStringSubmatch(err.Error()) == nil {

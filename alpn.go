@@ -83,7 +83,7 @@ func (c *conn) learnALPN(offered []string) (alpnChoice, *dialError) {
 			return choice, nil
 		}
 		if failed != nil { // a copy: others may share err
-			err = &dialError{err.reason, err.dial, fmt.Errorf("%w (before that: %w)", err.err, failed)}
+			err = &dialError{reason: err.reason, dial: err.dial, err: fmt.Errorf("%w (before that: %w)", err.err, failed)}
 		}
 		failed = err
 		if c.ctx.Err() != nil || time.Since(begun) > attemptsPerDial*time.Duration(c.limits.DialTimeout) {
@@ -148,7 +148,7 @@ func (a *alpnCache) choose(c *conn, u *upstream, offered []string) (alpnChoice, 
 		case <-entry.learned:
 			return entry.choice, entry.err
 		case <-c.ctx.Done():
-			return alpnChoice{}, &dialError{reasonInternal, u.Dial, c.ctx.Err()}
+			return alpnChoice{}, &dialError{reason: reasonInternal, dial: u.Dial, err: c.ctx.Err()}
 		}
 	}
 	entry := &alpnEntry{key: key, learned: make(chan struct{})}
@@ -193,44 +193,60 @@ func (a *alpnCache) forget(u *upstream) {
 	}
 }
 
-// askALPN opens a connection of our own to an upstream, offers the client's list, and closes it. Others may
-// wait for the answer, so it does not end with c. Clients make up lists as they like, before their Finished: the
-// bounds of the early dials hold here too, in slots apart, and past them it waits for one.
+// askALPN asks an upstream what it selects from the client's list. Others may wait for the answer, so it does not
+// end with c. Clients make up lists as they like, before their Finished: the bounds of the early dials hold here too,
+// in slots apart, and past them it waits for one.
 func (c *conn) askALPN(u *upstream, offered []string) (alpnChoice, *dialError) {
 	timeout := time.Duration(c.limits.DialTimeout)
 	deadline := time.Now().Add(timeout)
-	fail := func(reason endReason, err error) (alpnChoice, *dialError) {
-		return alpnChoice{}, &dialError{reason, u.Dial, fmt.Errorf("learning ALPN: %w", err)}
-	}
 	slots, client := &c.owner.learning, c.client.Addr()
 	if !slots.wait(client, c.limits, timeout) {
-		return fail(reasonUpTimeout, fmt.Errorf("too many other lists were being learned for %s (limits.early_dials, limits.early_dials_per_client)", timeout))
+		return alpnChoice{}, &dialError{reason: reasonUpTimeout, dial: u.Dial, err: fmt.Errorf("learning ALPN: "+
+			"too many other lists were being learned for %s (limits.early_dials, limits.early_dials_per_client)", timeout)}
 	}
 	defer slots.release(client)
-	sock, err := dialSocket(context.Background(), u, time.Until(deadline))
+	trial := c.try(u, time.Until(deadline))
+	choice, err := c.offerALPN(u, offered, deadline)
+	trial.ended(err)
+	return choice, err
+}
+
+// offerALPN opens a connection of our own to an upstream, offers the list, and closes it.
+func (c *conn) offerALPN(u *upstream, offered []string, deadline time.Time) (alpnChoice, *dialError) {
+	fail := func(reason endReason, err error, blamed bool) (alpnChoice, *dialError) {
+		return alpnChoice{}, &dialError{reason, u.Dial, fmt.Errorf("learning ALPN: %w", err), blamed}
+	}
+	sock, err := dialSocket(context.Background(), u, c.owner.settings.Load().policyOf(c.route), time.Until(deadline))
 	if err != nil {
-		return fail(connectReason(err), err)
+		return fail(connectReason(err), err, unreachable(err))
 	}
 	defer sock.Close()
 	_ = sock.SetDeadline(deadline)
 
 	w := newWire(sock)
-	switch c.route.ProxyProtocol {
-	case domain.ProxyV1:
-		w.header = proxyheader.AppendV1Unknown(nil)
-	case domain.ProxyV2:
-		w.header = proxyheader.AppendV2Local(nil)
-	}
+	w.header = ownHeader(c.route.ProxyProtocol)
 	conn := tls.Client(w, u.clientConfig(c.serverName, offered))
 	if err := conn.Handshake(); err != nil {
 		if alertOf(err) == alertNoApplicationProtocol {
 			return alpnChoice{refused: true}, nil
 		}
-		return fail(c.explainHangUp(c.upstreamReason(u, err), err))
+		reason, err := c.explainHangUp(c.upstreamReason(u, err), err)
+		return fail(reason, err, c.learningFault(u, reason))
 	}
 	proto := conn.ConnectionState().NegotiatedProtocol
 	_ = conn.Close() // with close_notify, so that nobody logs a fault
 	return alpnChoice{proto: proto}, nil
+}
+
+// ownHeader returns the PROXY header of a connection of our own, behind which there is no client, or nil.
+func ownHeader(version domain.ProxyProtocol) []byte {
+	switch version {
+	case domain.ProxyV1:
+		return proxyheader.AppendV1Unknown(nil)
+	case domain.ProxyV2:
+		return proxyheader.AppendV2Local(nil)
+	}
+	return nil
 }
 
 // digestProtos makes a map key of a list: each name with its length in front, as on the wire (RFC 7301).

@@ -1,109 +1,350 @@
 package pqproxy
 
 import (
-	"crypto/tls"
-	"encoding/json"
-	"sync/atomic"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
-// draft is a domain that has been validated and whose files have been read: all that can fail is done.
-type draft struct {
-	*domain.Domain
-	source    domain.Source
-	pair      *tls.Certificate // nil unless byoc
-	upstreams []*upstream      // as new
+// changeSet is what one source wants changed, staged beside the table: nothing of it shows until apply.
+type changeSet struct {
+	owner  *state
+	source sourceRank
+	full   bool // names of the source that are not mentioned are to go
+	policy *netpolicy.Policy
+
+	changes staged
+	keep    map[string]bool // refused names, whose last good version stays
+	keepAll bool            // a record without a readable name was refused: it may be that of any name
+
+	refused      []refusal // the first of them
+	refusedCount int
+	pace         pace
+	json         []byte // scratch of put
 }
 
-// epochs counts the security epochs of all routes of the process.
-var epochs atomic.Uint64
+// refusal is a record that was not applied, for reports. It never holds input beyond what the error quotes.
+type refusal struct {
+	Name   string `json:"name,omitempty"`
+	Field  string `json:"field,omitempty"`
+	Detail string `json:"detail"`
+}
 
-// apply replaces the table by one of the drafts. It is the table's only writer; call it with the lock
-// held.
-func (s *state) apply(drafts []*draft) {
+// refusalsKept is how many refusals of a set are reported one by one. The others are counted.
+const refusalsKept = 100
+
+// newChangeSet begins a change of what a source says. The policy judges where its domains point; nil: nothing does.
+func (s *state) newChangeSet(source sourceRank, full bool, policy *netpolicy.Policy) *changeSet {
+	return &changeSet{owner: s, source: source, full: full, policy: policy, keep: make(map[string]bool)}
+}
+
+// staged are changes by name, in the shards of the table, so that apply goes through both side by side: a million of
+// them in one map, in the random order of that, took twice as long. A nil entry: the name is to go.
+type staged [tableShards]map[string]*entry
+
+func (s *staged) set(name string, e *entry) {
+	shard := &s[shardOf(hashOf(name))]
+	if *shard == nil {
+		*shard = make(map[string]*entry)
+	}
+	(*shard)[name] = e
+}
+
+func (s *staged) has(name string) bool {
+	_, ok := s[shardOf(hashOf(name))][name]
+	return ok
+}
+
+func (s *staged) drop(name string) { delete(s[shardOf(hashOf(name))], name) }
+
+// all yields the changes, shard by shard.
+func (s *staged) all(yield func(string, *entry) bool) {
+	for _, shard := range s {
+		for name, e := range shard {
+			if !yield(name, e) {
+				return
+			}
+		}
+	}
+}
+
+// put stages a domain in normal form. A domain that is refused is noted, and leaves its last good version as it is.
+// The error is what was noted.
+func (c *changeSet) put(d *domain.Domain) error {
+	c.pace.step()
+	c.json = d.AppendJSON(c.json[:0])
+	if had := c.owner.table.Load().named(d.Name).of(c.source); had != nil && had.body == string(c.json) {
+		c.changes.set(had.name(), had)
+		return nil
+	}
+	if err := c.check(d); err != nil {
+		c.refuse(d.Name, err)
+		return err
+	}
+	c.changes.set(d.Name, entryOf(d, string(c.json), c.source))
+	return nil
+}
+
+// remove stages that a name is to go.
+func (c *changeSet) remove(name string) {
+	c.pace.step()
+	c.changes.set(name, nil)
+}
+
+// check judges what depends on this edge and on the time.
+func (c *changeSet) check(d *domain.Domain) error {
+	var faults []error
+	fault := func(field string, err error) {
+		faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
+	}
+	for i := range d.Upstreams {
+		if err := c.policy.CheckDial(d.Upstreams[i].Dial); err != nil {
+			fault(fmt.Sprintf("upstreams[%d].dial", i), err)
+		}
+	}
+	if d.Certificate.Source == domain.BYOC && c.source != rankStatic { // those of the config have been checked
+		if _, _, err := domain.CheckPair([]byte(d.Certificate.ChainPEM), []byte(d.Certificate.KeyPEM), d.Name, time.Now()); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// refuse notes a record that is not applied. A name that was staged before is taken back.
+func (c *changeSet) refuse(name string, err error) {
+	c.refusedCount++
+	if name != "" {
+		c.changes.drop(name)
+		c.keep[name] = true
+	}
+	for _, r := range refusals(name, err) {
+		if len(c.refused) < refusalsKept {
+			c.refused = append(c.refused, r)
+		}
+	}
+}
+
+// refusals takes an error apart into its faults.
+func refusals(name string, err error) []refusal {
+	faults := domain.Errors(err)
+	if len(faults) == 0 {
+		return []refusal{{Name: name, Detail: err.Error()}}
+	}
+	list := make([]refusal, len(faults))
+	for i, f := range faults {
+		list[i] = refusal{Name: f.Name, Field: f.Field, Detail: f.Err.Error()}
+	}
+	return list
+}
+
+// newEntry makes the entry of a domain in normal form.
+func newEntry(d *domain.Domain, source sourceRank) *entry {
+	return entryOf(d, string(d.AppendJSON(nil)), source)
+}
+
+// entryOf makes the entry of a domain whose JSON is known.
+func entryOf(d *domain.Domain, body string, source sourceRank) *entry {
+	return &entry{
+		body: body, source: source, nameLen: uint8(len(d.Name)), security: securityOf(d),
+		checked: d.HealthCheck != nil, internal: d.Certificate.Source == domain.Internal,
+	}
+}
+
+// securityOf digests what the sessions of a domain depend on. An ACME renewal changes nothing here.
+func securityOf(d *domain.Domain) uint64 {
+	var h maphash.Hash
+	h.SetSeed(nameSeed)
+	for _, text := range []string{d.Tenant, string(d.PostQuantum), d.Certificate.ChainPEM, d.Certificate.KeyPEM} {
+		_, _ = h.WriteString(text)
+		_ = h.WriteByte(0) // which none of them has
+	}
+	if d.Suspended {
+		_ = h.WriteByte(1)
+	}
+	return h.Sum64()
+}
+
+// outcome is what apply did with a change set.
+type outcome struct {
+	Added     int       `json:"added"`
+	Changed   int       `json:"changed"`
+	Removed   int       `json:"removed"`
+	Unchanged int       `json:"unchanged"`
+	Rejected  int       `json:"rejected"`             // records
+	Rejects   []refusal `json:"rejections,omitempty"` // the first of them
+}
+
+// changed is what became of one name: what served it before, and what does now. nil: nothing.
+type changed struct {
+	name        string
+	before, now *entry
+}
+
+// apply brings a change set into the table. All changes of domains, of whatever source, go through here; it is the only
+// writer of the table, under the state's lock. What has to follow the domains is told at its end.
+//
+// allowed, if not nil, is asked under the lock, and what it returns keeps the change set from being applied.
+func (s *state) apply(c *changeSet, allowed func(now *table) error) (outcome, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if allowed != nil {
+		if err := allowed(s.table.Load()); err != nil {
+			return outcome{}, err
+		}
+	}
+	return s.applyLocked(c), nil
+}
+
+func (s *state) applyLocked(c *changeSet) outcome {
+	begun := time.Now()
 	old := s.table.Load()
-	next := &table{routes: make(map[string]*route, len(drafts))}
-	shared := make(map[upstreamKey]*upstream)
-	for _, d := range drafts {
-		next.routes[d.Name] = s.compile(d, old.routes[d.Name], shared)
+	if c.full && !c.keepAll {
+		c.removeUnlisted(old)
 	}
-	s.upstreams = shared
-	s.table.Store(next)
+	next := *old
+	var own [tableShards]bool // shards of next that are no longer those of old
+	done := outcome{Rejected: c.refusedCount, Rejects: c.refused}
+	var changes []changed
+	for name, put := range c.changes.all {
+		c.pace.step()
+		hash := hashOf(name)
+		had := next.named(name)
+		prev := had.of(c.source)
+		switch {
+		case put == nil && prev == nil:
+			continue
+		case put != nil && prev != nil && put.body == prev.body:
+			done.Unchanged++
+			continue
+		case put == nil:
+			done.Removed++
+		case prev == nil:
+			done.Added++
+		default:
+			done.Changed++
+		}
+		if i := shardOf(hash); !own[i] {
+			own[i] = true
+			next.shards[i].slots = slices.Clone(next.shards[i].slots)
+		}
+		now := settle(had, had.with(c.source, put))
+		next.replace(hash, had, now)
+		if now != nil && now.next != nil {
+			s.shadowed[now.name()] = struct{}{}
+		} else {
+			delete(s.shadowed, name)
+		}
+		if had == nil || now == nil || had.body != now.body || had.epoch != now.epoch || had.source != now.source {
+			changes = append(changes, changed{name, had, now})
+		}
+	}
+	if c.source == rankAdmin && done.Added+done.Changed+done.Removed > 0 {
+		next.adminVersion++
+	}
+	s.table.Store(&next)
+	s.noteRejects(c)
 
-	counts := make(map[domain.Source]int)
-	for _, r := range next.routes {
-		counts[r.source]++
+	for rank, n := range next.live {
+		metrics.domains.WithLabelValues(string(sourceNames[rank])).Set(float64(n))
 	}
-	for _, source := range []domain.Source{domain.Static, domain.Admin, domain.Remote} {
-		metrics.domains.WithLabelValues(string(source)).Set(float64(counts[source]))
+	metrics.rejected.Add(float64(c.refusedCount))
+	if len(changes) > 0 || c.refusedCount > 0 {
+		s.logApplied(c, done, next.size, time.Since(begun))
 	}
-	s.settings.Load().logger.Info("domains applied", zap.Int("domains", len(next.routes)), zap.Int("before", len(old.routes)))
-	s.endAffected()
+	s.endAffected(changes)
+	s.certs.follow(changes)
+	s.health.follow(changes)
+	return done
 }
 
-// compile makes the next version of a route, handing over what belongs to the name and not to the version.
-func (s *state) compile(d *draft, before *route, shared map[upstreamKey]*upstream) *route {
-	r := &route{
-		Domain: d.Domain,
-		source: d.source,
-		policy: groupPolicies[d.PostQuantum],
-		pair:   d.pair,
-		open:   new(atomic.Int64),
+// settle gives the entry that serves a name from now on its epoch: that of the one before if sessions of that may be
+// resumed, else a new one.
+func settle(had, now *entry) *entry {
+	if now == nil {
+		return nil
 	}
-	if before != nil {
-		r.open = before.open
-	}
-	if before != nil && sameSecurity(r, before) {
-		r.epoch = before.epoch
+	var epoch uint64
+	if had != nil && had.security == now.security {
+		epoch = had.epoch
 	} else {
-		r.epoch = epochs.Add(1)
+		epoch = epochs.Add(1)
 	}
-	for i, u := range d.upstreams {
-		key := keyOf(d.Tenant, &d.Upstreams[i], u)
-		have := shared[key]
-		if have == nil {
-			have = s.upstreams[key]
+	if now.epoch != epoch {
+		now = now.before(now.next) // it may be in the table that is read from now
+		now.epoch = epoch
+		now.route.Store(nil)
+	}
+	return now
+}
+
+// replace puts what serves a name now in place of what did. The name's shard must be this table's own.
+func (t *table) replace(hash uint64, had, now *entry) {
+	count := func(e *entry, n int) {
+		t.size += n
+		t.live[e.source] += n
+		if strings.HasPrefix(e.name(), "*.") {
+			t.wildcards += n
 		}
-		if have == nil {
-			have = u
+	}
+	shard := &t.shards[shardOf(hash)]
+	if had != nil {
+		count(had, -1)
+	}
+	if now == nil {
+		shard.remove(hash, had.name())
+		return
+	}
+	count(now, 1)
+	shard.put(hash, now)
+}
+
+// removeUnlisted stages the end of names of the source that a full set does not mention.
+func (c *changeSet) removeUnlisted(old *table) {
+	for e := range old.all {
+		c.pace.step()
+		name := e.name()
+		if !c.changes.has(name) && !c.keep[name] && e.of(c.source) != nil {
+			c.changes.set(name, nil)
 		}
-		shared[key] = have
-		r.upstreams = append(r.upstreams, have)
 	}
-	return r
 }
 
-// sameSecurity reports whether sessions of one version of a route may be resumed under the other. An ACME
-// renewal changes nothing here.
-func sameSecurity(a, b *route) bool {
-	return a.Tenant == b.Tenant && a.PostQuantum == b.PostQuantum && a.Suspended == b.Suspended && samePair(a.pair, b.pair)
-}
-
-func samePair(a, b *tls.Certificate) bool {
-	if a == nil || b == nil {
-		return a == b
+// noteRejects keeps what a set of the management plane had refused, for the status.
+func (s *state) noteRejects(c *changeSet) {
+	if c.source != rankRemote {
+		return // who wrote it has been told
 	}
-	return string(a.Certificate[0]) == string(b.Certificate[0])
-}
-
-// upstreamKey names what domains may share: an address with its TLS settings, of one tenant.
-type upstreamKey struct {
-	tenant, dial, tls string
-}
-
-func keyOf(tenant string, u *domain.Upstream, compiled *upstream) upstreamKey {
-	key := upstreamKey{tenant: tenant, dial: u.Dial}
-	if u.TLS != nil {
-		settings := *u.TLS
-		settings.CAPEM, settings.CAFile = compiled.caPEM, ""
-		encoded, err := json.Marshal(settings)
-		if err != nil {
-			panic(err) // strings and a bool
-		}
-		key.tls = string(encoded)
+	kept := &s.rejects
+	if c.full {
+		*kept = rejects{}
 	}
-	return key
+	kept.list = slices.DeleteFunc(kept.list, func(r refusal) bool {
+		return c.changes.has(r.Name) || c.keep[r.Name]
+	})
+	kept.list = append(kept.list, c.refused...)
+	if over := len(kept.list) - refusalsKept; over > 0 {
+		kept.list = slices.Delete(kept.list, 0, over)
+	}
+	kept.records += c.refusedCount
+}
+
+// logApplied writes what was done, never what is in it.
+func (s *state) logApplied(c *changeSet, done outcome, total int, took time.Duration) {
+	logger := s.settings.Load().logger
+	logger.Info("domains applied", zap.String(keySource, string(c.source.source())),
+		zap.Int("added", done.Added), zap.Int("changed", done.Changed), zap.Int("removed", done.Removed),
+		zap.Int("unchanged", done.Unchanged), zap.Int("rejected", done.Rejected), zap.Int("domains", total),
+		zap.Duration("took", took))
+	for _, r := range c.refused {
+		logger.Warn("domain rejected: its last good version stays", zap.String(keySource, string(c.source.source())),
+			zap.String(keyDomain, r.Name), zap.String("field", r.Field), zap.String(keyError, r.Detail))
+	}
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/pqproxy/caddy-pqproxy/domain"
 )
 
-// upstreams returns the upstreams in the order in which this connection tries them. The order is made
-// once.
+// upstreams returns the upstreams in the order in which this connection tries them: that of load_balancing, and those
+// that may not work at the end. The order is made once.
 func (c *conn) upstreams() []*upstream {
 	if c.order == nil {
-		c.order = c.route.inOrder(c.client.Addr())
+		c.order = c.owner.health.inTurn(c.route.inOrder(c.client.Addr()))
 	}
 	return c.order
 }

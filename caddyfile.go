@@ -45,6 +45,20 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //			linger                 <duration>
 //			grace_period           <duration>
 //		}
+//		management <url> {
+//			token           <placeholder>
+//			interval        <duration>
+//			max_body        <size>
+//			allow_empty
+//			verify_key      <file>
+//			tls_ca          <file>
+//			tls_certificate <certificate file> <key file>
+//			tls_server_name <name>
+//		}
+//		upstream_policy {
+//			allow <ranges...>
+//		}
+//		persist_admin
 //		domain <name> {
 //			tenant          <tenant>
 //			upstream <address> {
@@ -56,6 +70,13 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //				region                   <label>
 //			}
 //			load_balancing  first|random|least_conn|ip_hash
+//			health_check {
+//				type     tcp|tls
+//				interval <duration>
+//				timeout  <duration>
+//				rise     <count>
+//				fall     <count>
+//			}
 //			proxy_protocol  off|v1|v2
 //			post_quantum    prefer|require|off
 //			alpn            <protocols...>
@@ -74,10 +95,19 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "limits":
 			o.once()
 			o.limits(&a.Limits)
+		case "management":
+			o.once()
+			a.Management = new(Management)
+			o.management(a.Management)
+		case "upstream_policy":
+			o.once()
+			o.upstreamPolicy(&a.UpstreamPolicy)
+		case "persist_admin":
+			o.flag(&a.PersistAdmin)
 		case "domain":
 			a.Domains = append(a.Domains, o.domain())
 		default:
-			o.unknown("pqproxy", "limits, domain")
+			o.unknown("pqproxy", "limits, management, upstream_policy, persist_admin, domain")
 		}
 	}
 	return o.err
@@ -245,6 +275,9 @@ func (o *options) domain() (d domain.Domain) {
 			d.Upstreams = append(d.Upstreams, o.upstream())
 		case "load_balancing":
 			oneOf(o, &d.LoadBalancing, domain.First, domain.Random, domain.LeastConn, domain.IPHash)
+		case "health_check":
+			o.once()
+			d.HealthCheck = o.healthCheck()
 		case "proxy_protocol":
 			oneOf(o, &d.ProxyProtocol, domain.ProxyOff, domain.ProxyV1, domain.ProxyV2)
 		case "post_quantum":
@@ -261,13 +294,36 @@ func (o *options) domain() (d domain.Domain) {
 		case "suspended":
 			o.flag(&d.Suspended)
 		default:
-			o.unknown("domain", "tenant, upstream, load_balancing, proxy_protocol, post_quantum, alpn, certificate, max_connections, suspended")
+			o.unknown("domain", "tenant, upstream, load_balancing, health_check, proxy_protocol, post_quantum, alpn, certificate, max_connections, suspended")
 		}
 	})
 	if len(d.Upstreams) == 0 {
 		o.fail(o.Errf("domain %s has no upstream; give one, such as upstream 10.0.0.5:8443", d.Name))
 	}
 	return d
+}
+
+// healthCheck reads the options of active checks. Without any, all of them have their defaults.
+func (o *options) healthCheck() *domain.HealthCheck {
+	h := new(domain.HealthCheck)
+	o.noArgument("health_check")
+	o.block(func() {
+		switch o.Val() {
+		case "type":
+			oneOf(o, &h.Type, domain.HealthTCP, domain.HealthTLS)
+		case "interval":
+			o.duration((*caddy.Duration)(&h.Interval))
+		case "timeout":
+			o.duration((*caddy.Duration)(&h.Timeout))
+		case "rise":
+			o.count(&h.Rise)
+		case "fall":
+			o.count(&h.Fall)
+		default:
+			o.unknown("health_check", "type, interval, timeout, rise, fall")
+		}
+	})
+	return h
 }
 
 func (o *options) certificate(c *domain.Certificate) {

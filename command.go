@@ -23,7 +23,7 @@ func init() {
 Tools for those who run or plan a post-quantum TLS front door.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Use = "pqproxy" // Caddy leaves a space behind a name without Usage
-			cmd.AddCommand(probeCommand())
+			cmd.AddCommand(probeCommand(), keygenCommand(), signCommand(), syncCommand())
 			cmd.RunE = helpOrUnknown
 		},
 	})
@@ -121,10 +121,14 @@ func writeProbe(cmd *cobra.Command, result *probe.Result, asJSON bool) error {
 	if !asJSON {
 		return result.WriteText(cmd.OutOrStdout())
 	}
+	return writeJSON(cmd, result)
+}
+
+func writeJSON(cmd *cobra.Command, v any) error {
 	encoder := json.NewEncoder(cmd.OutOrStdout())
 	encoder.SetIndent("", "  ")
 	encoder.SetEscapeHTML(false)
-	return encoder.Encode(result)
+	return encoder.Encode(v)
 }
 
 func readRoots(file string) (*x509.CertPool, error) {

@@ -35,9 +35,11 @@ type conn struct {
 	tls        *tls.Conn
 	detached   bool // from caddy-l4
 
-	routed  atomic.Pointer[route] // the route, for whoever looks from outside; nil: none yet
-	entered bool                  // counted on the route
-	ending  atomic.Bool           // an end has been scheduled
+	routed        atomic.Pointer[route] // the route, for whoever looks from outside; nil: none yet
+	relaying      atomic.Bool           // sessions and upstream are known, and change no more
+	ending        atomic.Bool           // an end has been scheduled
+	entered       bool                  // in the list of its route's domain; guarded by the lists' lock, as these two:
+	before, after *conn
 
 	expect           endReason   // why crypto/tls is about to refuse the hello
 	alerted          atomic.Bool // the client was sent an alert, which a reset would take from it
@@ -304,6 +306,7 @@ func (c *conn) relayToEnd(upstream *upstreamConn) {
 	up.startRelay()
 	c.relayStarted = time.Since(c.start)
 	c.lastActive.Store(int64(c.relayStarted))
+	c.relaying.Store(true)
 	c.idle = time.AfterFunc(time.Duration(c.limits.IdleTimeout), c.checkIdle)
 
 	downDone := make(chan struct{})
@@ -455,9 +458,6 @@ func (c *conn) finish() {
 		c.clientWire.closeGently()
 	} else {
 		_ = c.clientWire.Close()
-	}
-	if c.entered {
-		c.route.open.Add(-1)
 	}
 
 	c.mu.Lock() // a drain or the admin API may hold on to c still

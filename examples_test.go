@@ -19,14 +19,19 @@ import (
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
 
-// TestExamples runs every Caddyfile of examples/.
+// TestExamples runs every Caddyfile and every JSON config of examples/.
 func TestExamples(t *testing.T) {
-	files, err := filepath.Glob("examples/*/Caddyfile")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no examples: %v", err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(filepath.Dir(file)), func(t *testing.T) { runCaddyfile(t, read(t, file)) })
+	for name, run := range map[string]func(*testing.T, string){
+		"Caddyfile":   runCaddyfile,
+		"config.json": func(t *testing.T, config string) { runExample(t, []byte(config)) },
+	} {
+		files, err := filepath.Glob("examples/*/" + name)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no examples with a %s: %v", name, err)
+		}
+		for _, file := range files {
+			t.Run(filepath.Base(filepath.Dir(file)), func(t *testing.T) { run(t, read(t, file)) })
+		}
 	}
 }
 
@@ -53,7 +58,7 @@ func TestDocExamples(t *testing.T) {
 func pages(t *testing.T) []string {
 	t.Helper()
 	all := []string{"README.md", "CONTRIBUTING.md", "examples/README.md"}
-	for _, pattern := range []string{"docs/*.md", "docs/decisions/*.md"} {
+	for _, pattern := range []string{"docs/*.md", "docs/decisions/*.md", "examples/*/README.md"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no pages %s: %v", pattern, err)
@@ -139,7 +144,8 @@ func runExample(t *testing.T, config []byte) {
 	}
 }
 
-// example is a config that is being run. What is not named here stays as it is written.
+// example is a config that is being run. What is named here stays as it is written, but for what the test puts in its
+// place. The rest is left out, above all management URLs: examples that have one run in caddytest.
 type example struct {
 	t      *testing.T
 	ca     *pqtest.CA
@@ -152,8 +158,9 @@ type example struct {
 				Servers map[string]map[string]any `json:"servers"`
 			} `json:"layer4,omitempty"`
 			PQProxy struct {
-				Limits  json.RawMessage  `json:"limits,omitempty"`
-				Domains []map[string]any `json:"domains,omitempty"`
+				UpstreamPolicy json.RawMessage  `json:"upstream_policy,omitempty"`
+				Limits         json.RawMessage  `json:"limits,omitempty"`
+				Domains        []map[string]any `json:"domains,omitempty"`
 			} `json:"pqproxy"`
 			PKI json.RawMessage `json:"pki"`
 		} `json:"apps"`

@@ -28,11 +28,12 @@ const patience = 20 * time.Second
 
 // edge is Caddy with the app, in this process, on a socket that the kernel chose. There is one at a time.
 type edge struct {
-	t    testing.TB
-	ca   *pqtest.CA
-	dir  string
-	addr string
-	log  *logLines
+	t     testing.TB
+	ca    *pqtest.CA
+	dir   string
+	addr  string
+	log   *logLines
+	admin string // the admin option of its configs
 }
 
 // startEdge runs Caddy with a `pqproxy` option of the given content, and one layer4 server whose route has
@@ -40,8 +41,24 @@ type edge struct {
 // `$KEY` name a pair for app.example.com, b.example.com and *.wild.example.com, `$CA` the CA's file.
 func startEdge(t testing.TB, option string, handlers ...string) *edge {
 	t.Helper()
-	e := &edge{t: t, ca: pqtest.NewCA(t), dir: t.TempDir(), log: collectLog(t)}
+	return startEdgeWith(t, "off", option, handlers...)
+}
+
+// startAdminEdge is startEdge with an admin endpoint, which api asks.
+func startAdminEdge(t testing.TB, option string) *edge {
+	t.Helper()
+	return startEdgeWith(t, "unix/$DIR/admin.sock", option)
+}
+
+func startEdgeWith(t testing.TB, admin, option string, handlers ...string) *edge {
+	t.Helper()
+	e := &edge{t: t, ca: pqtest.NewCA(t), dir: t.TempDir(), log: collectLog(t), admin: admin}
 	t.Cleanup(func() {
+		if admin != "off" { // which Stop leaves running
+			if err := caddy.Load([]byte(`{"admin":{"disabled":true,"config":{"persist":false}}}`), true); err != nil {
+				t.Errorf("stopping the admin endpoint: %v", err)
+			}
+		}
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping Caddy: %v", err)
 		}
@@ -68,7 +85,7 @@ func (e *edge) tryLoad(option string, handlers ...string) error {
 		handlers = []string{"pqproxy"}
 	}
 	config := `{
-		admin off
+		admin ` + e.admin + `
 		persist_config off
 		skip_install_trust
 		storage file_system $DIR/storage
@@ -154,7 +171,7 @@ func (e *edge) dial(cfg *tls.Config) *tls.Conn {
 }
 
 // echo sends a text and expects it back.
-func echo(t *testing.T, c net.Conn, text string) {
+func echo(t testing.TB, c net.Conn, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatalf("writing: %v", err)

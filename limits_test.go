@@ -203,10 +203,14 @@ func TestDialTimeout(t *testing.T) {
 			c.Close()
 			r := s.recordOf(t, raw)
 			checkEnd(t, r, reasonUpTimeout, sideEdge)
-			for i, up := range ups {
-				if tried := strings.Contains(r.str(keyError), up.Addr()); tried != (i < attemptsPerDial) {
-					t.Errorf("upstream %d was tried: %v (%s)", i, tried, r.str(keyError))
+			tried := 0 // not the same ones each time: those that did not answer come last then
+			for _, up := range ups {
+				if strings.Contains(r.str(keyError), up.Addr()) {
+					tried++
 				}
+			}
+			if tried != attemptsPerDial {
+				t.Errorf("%d upstreams were tried (%s)", tried, r.str(keyError))
 			}
 			s.disturbed(t)
 		})
@@ -401,7 +405,7 @@ func TestWrongConfigs(t *testing.T) {
 		pair("certificate " + otherChain + " " + otherKey):   {"certificate", "other.example.org", "app.example.com"},
 		pair("certificate $CHAIN " + otherKey):               {"certificate", "key"},
 		pair("certificate {env.PQPROXY_NOT_SET} $KEY"):       {"certificate.chain_file", "env.PQPROXY_NOT_SET"},
-		"http :80": {`"http"`, "limits, domain"},
+		"http :80": {`"http"`, "limits, "},
 	} {
 		err := s.tryLoad(s.fill(option))
 		if err == nil {

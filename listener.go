@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,26 @@ var sockets = struct {
 	sync.Mutex
 	byAddress map[string]*listenSocket
 }{byAddress: make(map[string]*listenSocket)}
+
+// listening are the addresses of sockets, for those who may not wait for its lock.
+var listening atomic.Pointer[[]netip.AddrPort]
+
+// ownListeners returns the addresses that this process listens on for clients. They are not to be changed.
+func ownListeners() []netip.AddrPort {
+	if addrs := listening.Load(); addrs != nil {
+		return *addrs
+	}
+	return nil
+}
+
+// noteListening brings listening up to date. Call it with the lock of sockets held.
+func noteListening() {
+	var addrs []netip.AddrPort
+	for _, s := range sockets.byAddress {
+		addrs = append(addrs, addrPort(s.ln.Addr()))
+	}
+	listening.Store(&addrs)
+}
 
 // admission counts the connections that came in by listenNetwork and closes those over the limit.
 var admission admissionControl
@@ -76,6 +97,7 @@ func listen(ctx context.Context, _, host, portRange string, offset uint, cfg net
 		}
 		s = &listenSocket{ln: ln, conns: make(chan net.Conn), done: make(chan struct{})}
 		sockets.byAddress[address] = s
+		noteListening()
 		logger := caddy.Log().Named("pqproxy")
 		logger.Info("listening", zap.String("address", ln.Addr().String()))
 		go s.accept(logger)
@@ -169,6 +191,7 @@ func (h *listenHandle) Close() error {
 			return
 		}
 		delete(sockets.byAddress, h.address)
+		noteListening()
 		err = h.ln.Close()
 		close(h.done)
 	})

@@ -20,9 +20,18 @@ type collectors struct {
 	upstreamShakes   *prometheus.CounterVec
 	bytes            *prometheus.CounterVec
 	domains          *prometheus.GaugeVec
+	upstreams        *prometheus.GaugeVec
+	healthChecks     *prometheus.CounterVec
+	rejected         prometheus.Counter
+	revision         prometheus.Gauge
+	syncs            *prometheus.CounterVec
+	syncAge          prometheus.Collector
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "pqproxy"
+
+// The states of an upstream that is checked.
+const stateHealthy, stateUnhealthy = "healthy", "unhealthy"
 
 func newCollectors() *collectors {
 	opts := func(name, help string) prometheus.Opts {
@@ -50,7 +59,19 @@ func newCollectors() *collectors {
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts(opts("bytes_total",
 			"Bytes relayed, as the upstream sees them: in is from the client, out is to the client.")), []string{"direction"}),
 		domains: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("domains",
-			"Domains in the table, by source.")), []string{"source"}),
+			"Domains in the table, by the source that serves them.")), []string{"source"}),
+		upstreams: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("upstreams",
+			"Upstreams that are checked, by what the checks say.")), []string{"state"}),
+		healthChecks: prometheus.NewCounterVec(prometheus.CounterOpts(opts("health_checks_total",
+			"Checks of upstreams, by how they ended.")), []string{"result"}),
+		rejected: prometheus.NewCounter(prometheus.CounterOpts(opts("rejected_records_total",
+			"Records of domains that were refused, from whichever source."))),
+		revision: prometheus.NewGauge(prometheus.GaugeOpts(opts("revision",
+			"Revision of the management plane's set that is in force; 0 where it has none."))),
+		syncs: prometheus.NewCounterVec(prometheus.CounterOpts(opts("sync_total",
+			"Polls of the management plane, by how they went.")), []string{"result"}),
+		syncAge: syncAge{prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "sync_age_seconds"),
+			"Since a poll of the management plane last succeeded; before the first, since what is served was kept.", nil, nil)},
 	}
 }
 
@@ -58,7 +79,9 @@ func newCollectors() *collectors {
 // are of the process.
 func (m *collectors) register(registry *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
-		m.connections, m.active, m.handshakes, m.handshakeSeconds, m.upstreamConnect, m.upstreamShakes, m.bytes, m.domains,
+		m.connections, m.active, m.handshakes, m.handshakeSeconds, m.upstreamConnect, m.upstreamShakes, m.bytes, m.domains, m.rejected,
+		m.upstreams, m.healthChecks,
+		m.revision, m.syncs, m.syncAge,
 	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
@@ -86,4 +109,21 @@ func (m *collectors) ended(r *record) {
 	m.connections.WithLabelValues(string(r.reason)).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(r.bytesIn))
 	m.bytes.WithLabelValues("out").Add(float64(r.bytesOut))
+}
+
+// syncAge is a gauge that is there only while a management plane is configured and a set of it is known.
+type syncAge struct{ desc *prometheus.Desc }
+
+// Describe implements prometheus.Collector.
+func (s syncAge) Describe(descs chan<- *prometheus.Desc) { descs <- s.desc }
+
+// Collect implements prometheus.Collector.
+func (s syncAge) Collect(values chan<- prometheus.Metric) {
+	st := inForce.Load()
+	if st == nil {
+		return
+	}
+	if status := st.syncStatus(); status != nil && status.Staleness != nil {
+		values <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, *status.Staleness)
+	}
 }

@@ -1,12 +1,13 @@
 package pqproxy
 
 import (
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/keptset"
+	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
 func init() {
@@ -42,6 +45,17 @@ type App struct {
 	// Limits are the bounds and deadlines of every connection.
 	Limits Limits `json:"limits,omitzero"`
 
+	// Management is where domains of source `remote` come from. Default: nowhere.
+	Management *Management `json:"management,omitempty"`
+
+	// UpstreamPolicy says where domains may point that come from the management plane or the admin API. Domains of
+	// this config may point anywhere but back to the edge itself.
+	UpstreamPolicy UpstreamPolicy `json:"upstream_policy,omitzero"`
+
+	// PersistAdmin keeps the domains that the admin API has set across restarts, in Caddy's storage, encrypted with
+	// a key of this edge. Without it they last until the process ends; reloads they survive in any case. Default: false.
+	PersistAdmin bool `json:"persist_admin,omitempty"`
+
 	// Domains are those of source `static`. Placeholders such as `{env.*}` and `{file.*}` are replaced in
 	// names, addresses and file names.
 	Domains []domain.Domain `json:"domains,omitempty"`
@@ -51,14 +65,26 @@ type App struct {
 	accessLog *zap.Logger
 	handlers  atomic.Int64 // of the same config
 
-	drafts        []*draft
-	internal      *certmagic.Config // nil: no domain is internal
-	internalNames []string
+	drafts   []*domain.Domain // the static domains in normal form, with what their files hold
+	policy   *netpolicy.Policy
+	kept     *keptset.Store // nil: nothing is kept
+	internal *certmagic.Config
+
+	adopted atomic.Pointer[Management] // from a config loader
 
 	state    *state
 	stopping sync.Once
 	release  bool          // whether Cleanup must let go of the state
 	gone     chan struct{} // closed by Cleanup
+}
+
+// UpstreamPolicy says which addresses upstreams may have.
+type UpstreamPolicy struct {
+	// Allow opens ranges (`10.0.0.0/8`) or addresses that are closed otherwise: private networks and other special
+	// ranges. Loopback, link-local and cloud metadata addresses are opened only by an entry that lies within the
+	// very range. Multicast, broadcast and unspecified addresses, and the edge's own listeners, are never opened.
+	// Literal addresses are judged when a domain comes in, names by what they resolve to at every dial. Default: none.
+	Allow []string `json:"allow,omitempty"`
 }
 
 // Limits are the bounds and deadlines of every connection. Zero means the default; negative values are
@@ -190,6 +216,17 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.prepareDomains(); err != nil {
 		return err
 	}
+	policy, err := netpolicy.New(a.UpstreamPolicy.Allow)
+	if err != nil {
+		return fmt.Errorf("upstream_policy: %w", err)
+	}
+	a.policy = policy.WithOwn(ownListeners)
+	if a.Management != nil {
+		if err := a.Management.provision(); err != nil {
+			return err
+		}
+		a.Management.warn(a.logger)
+	}
 	warning, err := checkGroups(a.policiesInUse())
 	if err != nil {
 		return err
@@ -205,12 +242,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.state, a.release = value.(*state), true
-	if len(a.internalNames) > 0 {
-		if a.internal, err = a.state.certs.internalIssuer(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	a.internal, err = a.state.certs.internalIssuer(ctx, a.wantsInternal())
+	return err
 }
 
 // policiesInUse are the group policies of all domains and upstreams, and the default.
@@ -254,83 +287,80 @@ func (a *App) prepareDomains() error {
 		for _, warning := range d.Warnings() {
 			a.logger.Warn(warning, zap.String(keyDomain, d.Name))
 		}
-		if d.Certificate.Source == domain.Internal {
-			a.internalNames = append(a.internalNames, d.Name)
-		}
 		a.drafts = append(a.drafts, d)
 	}
 	return errors.Join(faults...)
 }
 
-// prepare makes a draft of one static domain.
-func (a *App) prepare(d *domain.Domain) (*draft, error) {
+// wantsInternal reports whether a static domain has a certificate of the internal CA.
+func (a *App) wantsInternal() bool {
+	return slices.ContainsFunc(a.drafts, func(d *domain.Domain) bool { return d.Certificate.Source == domain.Internal })
+}
+
+// prepare brings one static domain into normal form and puts what its files hold beside their names.
+func (a *App) prepare(d *domain.Domain) (*domain.Domain, error) {
 	if err := replacePlaceholders(d); err != nil {
 		return nil, err
 	}
 	if err := d.Normalize(domain.Static); err != nil {
 		return nil, err
 	}
-	out := &draft{Domain: d, source: domain.Static}
 	var faults []error
-	fault := func(field string, err error) {
-		faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
-	}
-	for i := range d.Upstreams {
-		u, err := newUpstream(d.Upstreams[i])
-		if err != nil {
-			fault(fmt.Sprintf("upstreams[%d].tls.ca_file", i), err)
-		}
-		out.upstreams = append(out.upstreams, u)
-	}
-	switch d.Certificate.Source {
-	case domain.ACME:
-		fault("certificate.source", errors.New("this version obtains no certificates by ACME; give chain_file and key_file, or source internal"))
-	case domain.BYOC:
-		pair, err := a.loadPair(d)
-		if err != nil {
-			faults = append(faults, err)
-		}
-		out.pair = pair
-	}
-	return out, errors.Join(faults...)
-}
-
-// loadPair reads and checks the pair of a static domain. One that is out of date is served all the same, and
-// warned about: refusing it would keep the other domains of the config from starting too.
-func (a *App) loadPair(d *domain.Domain) (*tls.Certificate, error) {
-	cert := &d.Certificate
-	var unreadable []error
 	read := func(field, file string, into *string) {
 		if file == "" {
 			return
 		}
 		content, err := os.ReadFile(file)
 		if err != nil {
-			unreadable = append(unreadable, &domain.Error{Name: d.Name, Field: field, Err: err})
+			faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
 		}
 		*into = string(content)
 	}
-	chain, key := cert.ChainPEM, cert.KeyPEM
-	read("certificate.chain_file", cert.ChainFile, &chain)
-	read("certificate.key_file", cert.KeyFile, &key)
-	if len(unreadable) > 0 {
-		return nil, errors.Join(unreadable...)
+	for i := range d.Upstreams {
+		u := d.Upstreams[i].TLS
+		if u == nil || u.CAFile == "" {
+			continue
+		}
+		field, before := fmt.Sprintf("upstreams[%d].tls.ca_file", i), len(faults)
+		read(field, u.CAFile, &u.CAPEM)
+		if len(faults) == before && !x509.NewCertPool().AppendCertsFromPEM([]byte(u.CAPEM)) {
+			faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: fmt.Errorf("%s holds no certificate in PEM form", u.CAFile)})
+		}
 	}
-	pair, warnings, err := domain.CheckPair([]byte(chain), []byte(key), d.Name, time.Now())
+	cert := &d.Certificate
+	switch cert.Source {
+	case domain.ACME:
+		faults = append(faults, &domain.Error{Name: d.Name, Field: "certificate.source",
+			Err: errors.New("this version obtains no certificates by ACME; give chain_file and key_file, or source internal")})
+	case domain.BYOC:
+		before := len(faults)
+		read("certificate.chain_file", cert.ChainFile, &cert.ChainPEM)
+		read("certificate.key_file", cert.KeyFile, &cert.KeyPEM)
+		if len(faults) == before {
+			if err := a.checkPair(d); err != nil {
+				faults = append(faults, err)
+			}
+		}
+	}
+	return d, errors.Join(faults...)
+}
+
+// checkPair checks the pair of a static domain. One that is out of date is served all the same, and warned about:
+// refusing it would keep the other domains of the config from starting too.
+func (a *App) checkPair(d *domain.Domain) error {
+	_, warnings, err := domain.CheckPair([]byte(d.Certificate.ChainPEM), []byte(d.Certificate.KeyPEM), d.Name, time.Now())
 	for _, w := range warnings {
 		a.logger.Warn(w, zap.String(keyDomain, d.Name))
 	}
-	if err == nil {
-		return pair, nil
-	}
 	for _, fault := range domain.Errors(err) {
 		if !errors.Is(fault, domain.ErrExpired) {
-			return nil, err
+			return err
 		}
 	}
-	a.logger.Error("serving an expired certificate: replace it", zap.String(keyDomain, d.Name), zap.Error(err))
-	expired, err := tls.X509KeyPair([]byte(chain), []byte(key))
-	return &expired, err
+	if err != nil {
+		a.logger.Error("serving an expired certificate: replace it", zap.String(keyDomain, d.Name), zap.Error(err))
+	}
+	return nil
 }
 
 // replacePlaceholders replaces placeholders where a static domain may have them.
@@ -369,11 +399,35 @@ func replacePlaceholders(d *domain.Domain) error {
 // Start puts the config in force. It never waits for the network.
 func (a *App) Start() error {
 	a.warnOfPlainListeners()
-	if a.internal != nil {
-		obtainInternal(a.ctx, a.internal, a.internalNames, a.logger)
+	var internal []string
+	for _, d := range a.drafts {
+		if d.Certificate.Source == domain.Internal {
+			internal = append(internal, d.Name)
+		}
+	}
+	obtainInternal(a.ctx, a.internal, internal, a.logger)
+	if a.Management != nil || a.PersistAdmin {
+		a.kept = openKept(a.ctx, a.logger)
 	}
 	a.state.start(a)
 	return nil
+}
+
+// management returns where remote domains come from, or nil.
+func (a *App) management() *Management {
+	if a.Management != nil {
+		return a.Management
+	}
+	return a.adopted.Load()
+}
+
+// adopt takes the settings of a config loader, which Caddy loads when the apps have started.
+func (a *App) adopt(m *Management) {
+	if a.kept == nil {
+		a.kept = openKept(a.ctx, a.logger)
+	}
+	a.adopted.Store(m)
+	a.state.adopted(a)
 }
 
 // warnOfPlainListeners warns of TCP listeners that may lead to our handler and are not of our network. The

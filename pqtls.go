@@ -73,10 +73,12 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, c.refuse(alertUnrecognizedName, reasonUnknownDomain, fmt.Errorf("%q is not a host name", info.ServerName))
 	}
 	c.serverName = host
-	r := s.table.Load().find(host)
-	switch {
-	case r == nil:
+	e := s.table.Load().find(host)
+	if e == nil {
 		return nil, c.refuse(alertUnrecognizedName, reasonUnknownDomain, nil)
+	}
+	r := s.routeOf(e)
+	switch {
 	case r.Suspended:
 		c.route = r
 		return nil, c.refuse(alertUnrecognizedName, reasonSuspended, nil)

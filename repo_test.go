@@ -23,16 +23,20 @@ const rootPackage = "github.com/pqproxy/caddy-pqproxy"
 
 // mayImport says which packages of this repository the packages of it import outside of tests, by folder.
 var mayImport = map[string][]string{
-	".":                    {"domain", "netpolicy", "probe", "internal/feedsig", "internal/proxyheader"},
+	".":                    {"domain", "netpolicy", "probe", "internal/feed", "internal/feedsig", "internal/keptset", "internal/proxyheader"},
 	"domain":               nil,
 	"netpolicy":            nil,
 	"probe":                {"internal/proxyheader"},
+	"internal/feed":        {"internal/feedsig"},
 	"internal/feedsig":     nil,
+	"internal/keptset":     nil,
 	"internal/proxyheader": nil,
 	"internal/pqtest":      nil,
 	"cmd/pqproxy":          {"."},
 	"caddytest":            nil,
-	"bench":                {"."},
+	"bench":                {".", "bench/internal/lab"},
+	"bench/internal/lab":   nil,
+	"bench/live":           {".", "bench/internal/lab"},
 	"examples/quickstart":  {".", "probe"},
 }
 
@@ -202,6 +206,16 @@ func TestLogAndMetricsAreDocumented(t *testing.T) {
 	}
 	for _, label := range labels {
 		documented("label", label)
+	}
+}
+
+// TestSyncResultsAreDocumented looks for what to do about each way a poll can go.
+func TestSyncResultsAreDocumented(t *testing.T) {
+	text := read(t, "docs/operations.md")
+	for _, result := range syncResults(t) {
+		if !strings.Contains(text, "`"+result+"`") {
+			t.Errorf("docs/operations.md does not say what to do about the result `%s` of a poll", result)
+		}
 	}
 }
 

@@ -1,7 +1,7 @@
 package pqproxy
 
 import (
-	"crypto/tls"
+	"hash/maphash"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -77,37 +77,222 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// table is all routes. It is immutable: apply builds the next one and swaps it.
+// tableShards is into how many parts the table is split. A change copies the shards that it touches and the array of
+// them (128 KiB), so that a thousand changes to a million domains do not cost what the million does.
+const tableShards = 1 << shardBits
+
+const shardBits = 12
+
+// table is all domains. It is immutable: apply builds the next one and swaps it.
 type table struct {
-	routes map[string]*route // by normal name; wildcards as `*.example.com`
+	shards    [tableShards]shard
+	size      int          // names
+	live      [sources]int // names by the source that serves them
+	wildcards int          // names that are wildcards
+
+	adminVersion uint64 // counts the changes of what the admin API has set
 }
 
-// find returns the route of a host name in normal form: the exact name's, else its wildcard's, else nil.
-func (t *table) find(host string) *route {
-	if r := t.routes[host]; r != nil {
-		return r
+// shard is a hash table with open addressing and linear probing. With a million domains nothing of it is in a cache,
+// and what a lookup takes is the loads that wait for one another: here a slot, then its name and its entry side by
+// side. A map of Go has more than twice as many.
+type shard struct {
+	slots []slot // as many as a power of two, at most three in four of them used
+	used  int
+}
+
+// slot is free where e is nil.
+type slot struct {
+	hash uint64
+	name string
+	e    *entry
+}
+
+// nameSeed keeps those who choose names from choosing their place too.
+var nameSeed = maphash.MakeSeed()
+
+func hashOf(name string) uint64 { return maphash.String(nameSeed, name) }
+
+// shardOf is the shard of a name's hash; the slot is chosen by the hash's other end.
+func shardOf(hash uint64) int { return int(hash >> (64 - shardBits)) }
+
+// find returns what serves a host name in normal form: the exact name's entry, else its wildcard's, else nil. Wildcards
+// are in the table as `*.example.com`.
+func (t *table) find(host string) *entry {
+	if e := t.named(host); e != nil {
+		return e
+	}
+	if t.wildcards == 0 {
+		return nil
 	}
 	if wildcard, ok := domain.WildcardOf(host); ok {
-		return t.routes[wildcard]
+		return t.named(wildcard)
 	}
 	return nil
 }
 
-// route is a domain compiled for the data path. All but its counters is immutable.
-type route struct {
-	*domain.Domain
-	source domain.Source
-
-	// epoch changes whenever a session of this name must not be resumed any more: with tenant, policy,
-	// BYOC pair and suspension. It is unique in the process.
-	epoch uint64
-
-	policy    *groupPolicy
-	pair      *tls.Certificate // the domain's own; nil: the certificate store has it
-	upstreams []*upstream
-
-	open *atomic.Int64 // connections open now; handed from version to version of a name
+// named returns the entry of exactly that name, or nil.
+func (t *table) named(name string) *entry {
+	hash := hashOf(name)
+	s := &t.shards[shardOf(hash)]
+	if i, ok := s.search(hash, name); ok {
+		return s.slots[i].e
+	}
+	return nil
 }
+
+// all yields the entries that are served, in no order.
+func (t *table) all(yield func(*entry) bool) {
+	for i := range t.shards {
+		for _, slot := range t.shards[i].slots {
+			if slot.e != nil && !yield(slot.e) {
+				return
+			}
+		}
+	}
+}
+
+// search returns the slot of a name, or else the one where it would be put.
+func (s *shard) search(hash uint64, name string) (at int, found bool) {
+	if len(s.slots) == 0 {
+		return 0, false
+	}
+	mask := len(s.slots) - 1
+	for i := int(hash) & mask; ; i = (i + 1) & mask {
+		slot := &s.slots[i]
+		if slot.e == nil {
+			return i, false
+		}
+		if slot.hash == hash && slot.name == name {
+			return i, true
+		}
+	}
+}
+
+// put sets the entry of a name. The shard must be its caller's own, slots and all.
+func (s *shard) put(hash uint64, e *entry) {
+	name := e.name()
+	i, found := s.search(hash, name)
+	if found {
+		s.slots[i] = slot{hash, name, e} // the name too: it is a part of the entry's JSON
+		return
+	}
+	if 4*(s.used+1) > 3*len(s.slots) {
+		old := s.slots
+		s.slots = make([]slot, max(4, 2*len(old)))
+		for _, o := range old {
+			if o.e != nil {
+				at, _ := s.search(o.hash, o.name)
+				s.slots[at] = o
+			}
+		}
+		i, _ = s.search(hash, name)
+	}
+	s.slots[i] = slot{hash, name, e}
+	s.used++
+}
+
+// remove takes a name out, and moves back those that had to go past its slot. The shard must be its caller's own.
+func (s *shard) remove(hash uint64, name string) {
+	hole, found := s.search(hash, name)
+	if !found {
+		return
+	}
+	s.used--
+	mask := len(s.slots) - 1
+	for i := (hole + 1) & mask; s.slots[i].e != nil; i = (i + 1) & mask {
+		if home := int(s.slots[i].hash) & mask; (i-home)&mask >= (i-hole)&mask {
+			s.slots[hole] = s.slots[i]
+			hole = i
+		}
+	}
+	s.slots[hole] = slot{}
+}
+
+// entry is what one source says of one name, as small as it can be: a million of them are held, of which few are
+// visited at a time. What a connection needs is compiled when the first one asks for it. All but the route is
+// immutable.
+type entry struct {
+	body     string                // the domain's JSON, which begins with its name
+	next     *entry                // the same name of the next source, which this one shadows; nil: none
+	route    atomic.Pointer[route] // compiled; nil: nobody asked yet
+	epoch    uint64                // see route
+	security uint64                // digest of what epoch depends on
+	source   sourceRank
+	nameLen  uint8
+	checked  bool // has a health_check
+	internal bool // wants a certificate of the internal CA
+}
+
+// namePrefix is what the JSON of a domain begins with; the name follows, which needs no escapes in normal form.
+const namePrefix = `{"name":"`
+
+func (e *entry) name() string { return e.body[len(namePrefix) : len(namePrefix)+int(e.nameLen)] }
+
+// domain reads the entry's domain from its JSON.
+func (e *entry) domain() *domain.Domain {
+	d := new(domain.Domain)
+	if err := d.UnmarshalJSON([]byte(e.body)); err != nil {
+		panic(err) // we wrote it
+	}
+	return d
+}
+
+// of returns what a source says of the name, or nil.
+func (e *entry) of(source sourceRank) *entry {
+	for ; e != nil; e = e.next {
+		if e.source == source {
+			return e
+		}
+	}
+	return nil
+}
+
+// with returns the chain of the same name with put in place of what its source had; nil put takes that out. What it
+// returns shares entries with e and never put itself.
+func (e *entry) with(source sourceRank, put *entry) *entry {
+	switch {
+	case e == nil || e.source > source:
+		if put == nil {
+			return e
+		}
+		return put.before(e)
+	case e.source == source:
+		if put == nil {
+			return e.next
+		}
+		return put.before(e.next)
+	}
+	next := e.next.with(source, put)
+	if next == e.next {
+		return e
+	}
+	return e.before(next)
+}
+
+// before returns a copy of the entry that shadows next.
+func (e *entry) before(next *entry) *entry {
+	c := &entry{
+		body: e.body, next: next, epoch: e.epoch, security: e.security, source: e.source, nameLen: e.nameLen,
+		checked: e.checked, internal: e.internal,
+	}
+	c.route.Store(e.route.Load())
+	return c
+}
+
+// sourceRank is a source's place in the order of precedence.
+type sourceRank uint8
+
+const (
+	rankStatic sourceRank = iota
+	rankAdmin
+	rankRemote
+	sources = iota
+)
+
+var sourceNames = [sources]domain.Source{domain.Static, domain.Admin, domain.Remote}
+
+func (r sourceRank) source() domain.Source { return sourceNames[r] }
 
 // Interface guards
 var (

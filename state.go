@@ -3,8 +3,6 @@ package pqproxy
 import (
 	"context"
 	"crypto/tls"
-	"math/rand/v2"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,12 +10,19 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/keptset"
+	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
 // states holds the one state of the process while any config has the app, so that it outlives reloads.
 var states = caddy.NewUsagePool()
 
 const stateKey = "pqproxy"
+
+// inForce is the state of the config in force, for those whom no config leads to it: the admin endpoint outlives
+// reloads that failed, with the context of the failed config. nil: no config has the app.
+var inForce atomic.Pointer[state]
 
 // state is what outlives config reloads: the table, open connections, ticket keys, what was learned of
 // upstreams, certificates.
@@ -35,27 +40,47 @@ type state struct {
 	alpn     alpnCache
 	certs    certificates
 
-	once      sync.Once  // closes ready
-	mu        sync.Mutex // guards the rest, and who writes table and settings
-	apps      []*App     // started: the one in force, then its successor during a reload
-	upstreams map[upstreamKey]*upstream
+	upstreams upstreamPool
+	health    health
+	remote    remoteState // of the poller
+
+	keepingAdmin sync.Mutex // held while the admin-set domains are written to storage
+
+	once     sync.Once           // closes ready
+	mu       sync.Mutex          // guards the rest, and who writes table and settings
+	apps     []*App              // started: the one in force, then its successor during a reload
+	shadowed map[string]struct{} // names that several sources give
+	rejects  rejects             // of the management plane
+	poller   *poller             // nil: there is no management URL
+	polled   <-chan struct{}     // closed when the poller before, if there was one, has ended
+}
+
+// rejects are records of the management plane that are not in force as it last said them.
+type rejects struct {
+	records int
+	list    []refusal // the last of them
 }
 
 // settings are what connections take from the config in force.
 type settings struct {
-	limits    Limits
-	logger    *zap.Logger
-	accessLog *zap.Logger
+	limits       Limits
+	policy       *netpolicy.Policy // for domains that did not come from the config
+	own          *netpolicy.Policy // for those that did: only loops are refused
+	kept         *keptset.Store    // nil: nothing can be kept, or nothing has to be
+	persistAdmin bool
+	logger       *zap.Logger
+	accessLog    *zap.Logger
 }
 
 func newState() *state {
-	s := &state{ready: make(chan struct{})}
+	s := &state{ready: make(chan struct{}), shadowed: make(map[string]struct{})}
 	s.outer = &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		GetConfigForClient: s.hello,
 	}
 	s.table.Store(&table{})
 	s.certs.open()
+	s.health.open(s)
 	return s
 }
 
@@ -66,9 +91,15 @@ func init() {
 	caddy.OnExit(func(context.Context) { drains.Wait() })
 }
 
+// draining is the state whose connections are being ended, for the admin endpoint. nil: none, or there has been another
+// config with the app since.
+var draining atomic.Pointer[state]
+
 // Destruct is called when no config has the app any more. When Caddy exits it returns after the drain,
 // otherwise the drain goes on in the background.
 func (s *state) Destruct() error {
+	draining.Store(s)
+	inForce.CompareAndSwap(s, nil)
 	grace := time.Duration(defaultGracePeriod)
 	if settings := s.settings.Load(); settings != nil {
 		grace = time.Duration(settings.limits.GracePeriod)
@@ -89,7 +120,10 @@ const closingTime = 5 * time.Second
 // are gone.
 func (s *state) drain(grace time.Duration) {
 	defer drains.Done()
+	defer draining.CompareAndSwap(s, nil)
 	defer s.certs.close()
+	defer s.stopPolling()()
+	s.health.stop()
 	select {
 	case <-s.live.empty():
 		return
@@ -102,6 +136,18 @@ func (s *state) drain(grace time.Duration) {
 	case <-s.live.empty():
 	case <-time.After(closingTime):
 	}
+}
+
+// stopPolling stops the poller, and returns what waits until it has kept what it had to.
+func (s *state) stopPolling() (wait func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.poller
+	if p == nil {
+		return func() {}
+	}
+	p.stop()
+	return func() { <-p.done }
 }
 
 // start queues an app's config. It comes into force now if no other is, else when the one before it stops:
@@ -131,120 +177,41 @@ func (s *state) stop(a *App) {
 // enforce puts the first app's settings and domains in force. Call it with the lock held.
 func (s *state) enforce() {
 	a := s.apps[0]
-	s.settings.Store(&settings{limits: a.Limits, logger: a.logger, accessLog: a.accessLog})
+	s.settings.Store(&settings{
+		limits: a.Limits, kept: a.kept, persistAdmin: a.PersistAdmin,
+		policy: a.policy, own: (*netpolicy.Policy)(nil).WithOwn(ownListeners),
+		logger: a.logger, accessLog: a.accessLog,
+	})
 	admission.limit.Store(int64(a.Limits.MaxConnections))
 	refused := s.refuseOverLimit
 	admission.refused.Store(&refused)
 	s.certs.use(a.internal)
-	s.apply(a.drafts)
-	s.once.Do(func() { close(s.ready) })
-}
-
-// enter counts a connection in on its route. It reports false where the domain is full.
-func (s *state) enter(c *conn, r *route) bool {
-	c.route = r
-	c.routed.Store(r)
-	if open := r.open.Add(1); r.MaxConnections > 0 && open > int64(r.MaxConnections) {
-		r.open.Add(-1)
-		return false
+	static := s.newChangeSet(rankStatic, true, nil)
+	for _, d := range a.drafts {
+		_ = static.put(d) // refuses nothing that was checked in Provision
 	}
-	c.entered = true
-	s.endIfAffected(c) // apply may have looked for such connections since r was found, and not seen this one
-	return true
-}
-
-// endAffected ends the connections of routes that are gone, suspended or another tenant's, spread over the
-// grace period so that their clients do not all come back at once.
-func (s *state) endAffected() {
-	for _, c := range s.live.list() {
-		s.endIfAffected(c)
-	}
-}
-
-// endIfAffected is endAffected for one connection.
-func (s *state) endIfAffected(c *conn) {
-	had := c.routed.Load()
-	if had == nil {
-		return
-	}
-	now := s.table.Load().routes[had.Name]
-	var reason endReason
-	switch {
-	case now == nil, now.Tenant != had.Tenant:
-		reason = reasonDomainRemoved
-	case now.Suspended:
-		reason = reasonSuspended
-	default:
-		return
-	}
-	if c.ending.CompareAndSwap(false, true) {
-		grace := time.Duration(s.settings.Load().limits.GracePeriod)
-		time.AfterFunc(rand.N(grace+1), func() { c.abort(reason, sideEdge, nil) })
-	}
-}
-
-// liveConns are the open connections.
-type liveConns struct {
-	mu      sync.Mutex
-	conns   map[*conn]struct{}
-	waiting []chan struct{} // closed when there are none
-}
-
-func (l *liveConns) add(c *conn) {
-	metrics.active.Inc()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns == nil {
-		l.conns = make(map[*conn]struct{})
-	}
-	l.conns[c] = struct{}{}
-}
-
-func (l *liveConns) remove(c *conn) {
-	metrics.active.Dec()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.conns, c)
-	if len(l.conns) == 0 {
-		for _, w := range l.waiting {
-			close(w)
+	s.applyLocked(static)
+	s.manage(a.management())
+	inForce.Store(s)
+	s.once.Do(func() {
+		store := a.kept
+		if !a.PersistAdmin {
+			store = nil
 		}
-		l.waiting = nil
-	}
+		go s.restore(store, s.poller)
+	})
 }
 
-// list returns the connections that are open now.
-func (l *liveConns) list() []*conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	conns := make([]*conn, 0, len(l.conns))
-	for c := range l.conns {
-		conns = append(conns, c)
+// adopted takes the management settings that a config loader has handed to an app, if that is in force; else enforce
+// will.
+func (s *state) adopted(a *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.apps) == 0 || s.apps[0] != a {
+		return
 	}
-	return conns
-}
-
-// empty returns a channel that is closed when no connection is open.
-func (l *liveConns) empty() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w := make(chan struct{})
-	if len(l.conns) == 0 {
-		close(w)
-	} else {
-		l.waiting = append(l.waiting, w)
-	}
-	return w
-}
-
-// refuseOverLimit leaves the record of a connection that was closed when accepted.
-func (s *state) refuseOverLimit(c net.Conn) {
-	r := &record{
-		id:       newConnID(),
-		client:   addrPort(c.RemoteAddr()),
-		closedBy: sideEdge,
-		reason:   reasonOverLimit,
-	}
-	metrics.ended(r)
-	r.log(s.settings.Load().accessLog)
+	now := *s.settings.Load()
+	now.kept = a.kept
+	s.settings.Store(&now)
+	s.manage(a.management())
 }

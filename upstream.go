@@ -16,17 +16,18 @@ import (
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/internal/proxyheader"
+	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
 // upstream is an address that traffic goes to, with its TLS settings, as one tenant has it. Domains of a
 // tenant that name the same one share it, and with it the sessions that can be resumed.
 type upstream struct {
 	domain.Upstream
-	caPEM string      // what CAPEM or the file named by CAFile holds
-	tls   *tls.Config // nil: plain TCP. ServerName is set for each connection.
+	tls *tls.Config // nil: plain TCP. ServerName is set for each connection.
 
 	policy *groupPolicy // towards the upstream; nil: plain TCP
 	open   atomic.Int64 // connections of this edge
+	condition
 
 	configs     sync.Map // configKey → *tls.Config; few, so that connections share them
 	configCount atomic.Int32
@@ -43,11 +44,11 @@ const upstreamConfigs = 16
 // that it is asked for. There are several names only where clients choose them, under a wildcard.
 const upstreamSessions = 32
 
-// newUpstream compiles a validated upstream, reading the file of its CA. What it faults is that file.
-func newUpstream(u domain.Upstream) (*upstream, error) {
+// newUpstream compiles a validated upstream. Where it names a file for its CA, CAPEM holds what is in it.
+func newUpstream(u domain.Upstream) *upstream {
 	up := &upstream{Upstream: u}
 	if u.TLS == nil {
-		return up, nil
+		return up
 	}
 	up.policy = groupPolicies[u.TLS.PostQuantum]
 	up.tls = &tls.Config{
@@ -57,21 +58,11 @@ func newUpstream(u domain.Upstream) (*upstream, error) {
 		ClientSessionCache:          tls.NewLRUClientSessionCache(upstreamSessions),
 		DynamicRecordSizingDisabled: true,
 	}
-	up.caPEM = u.TLS.CAPEM
-	if u.TLS.CAFile != "" {
-		content, err := os.ReadFile(u.TLS.CAFile)
-		if err != nil {
-			return up, err
-		}
-		up.caPEM = string(content)
-	}
-	if u.TLS.CAFile != "" || up.caPEM != "" { // an empty file must not mean the system's roots
+	if u.TLS.CAFile != "" || u.TLS.CAPEM != "" { // an empty file must not mean the system's roots
 		up.tls.RootCAs = x509.NewCertPool()
-		if !up.tls.RootCAs.AppendCertsFromPEM([]byte(up.caPEM)) {
-			return up, fmt.Errorf("%s holds no certificate in PEM form", u.TLS.CAFile)
-		}
+		up.tls.RootCAs.AppendCertsFromPEM([]byte(u.TLS.CAPEM))
 	}
-	return up, nil
+	return up
 }
 
 // relayConfig returns the TLS config of a connection on behalf of a client that asked for a name, offering one
@@ -130,6 +121,7 @@ type dialError struct {
 	reason endReason
 	dial   string
 	err    error
+	blamed bool // it is the upstream's fault, and not our client's or our own
 }
 
 func (e *dialError) Error() string { return fmt.Sprintf("upstream %s: %v", e.dial, e.err) }
@@ -173,7 +165,10 @@ func (c *conn) dialInOrder() (result dialResult) {
 	deadline := time.Now().Add(attemptsPerDial * time.Duration(c.limits.DialTimeout))
 	var failed *dialError
 	for _, u := range c.upstreams() {
-		result = c.attempt(u, min(time.Until(deadline), time.Duration(c.limits.DialTimeout)))
+		timeout := min(time.Until(deadline), time.Duration(c.limits.DialTimeout))
+		trial := c.try(u, timeout)
+		result = c.attempt(u, timeout)
+		trial.ended(result.err)
 		if result.err == nil {
 			return result
 		}
@@ -191,28 +186,30 @@ func (c *conn) dialInOrder() (result dialResult) {
 // attempt dials one upstream: name resolution, TCP, PROXY header, TLS, within timeout.
 func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
 	result := dialResult{dial: u.Dial}
-	fail := func(reason endReason, err error) dialResult {
-		result.err = &dialError{reason, u.Dial, err}
+	fail := func(reason endReason, err error, blamed bool) dialResult {
+		result.err = &dialError{reason, u.Dial, err, blamed && c.ctx.Err() == nil}
 		return result
 	}
 	begun := time.Now()
-	sock, err := dialSocket(c.ctx, u, timeout)
+	sock, err := dialSocket(c.ctx, u, c.owner.settings.Load().policyOf(c.route), timeout)
 	result.connect = time.Since(begun)
 	if err != nil {
-		return fail(connectReason(err), err)
+		return fail(connectReason(err), err, unreachable(err))
 	}
 	metrics.upstreamConnect.Observe(result.connect.Seconds())
 	timeout -= result.connect
 
-	w := newWire(sock)
+	w, keptWaiting := newWire(sock), false
 	// Version 2 tells what was negotiated with the client, which is known a moment after our flight left.
 	if c.route.ProxyProtocol == domain.ProxyV2 {
+		begun = time.Now()
 		select {
 		case <-c.negotiatedSignal:
 		case <-c.ctx.Done():
 			_ = sock.Close()
-			return fail(reasonInternal, c.ctx.Err())
+			return fail(reasonInternal, c.ctx.Err(), false)
 		}
+		keptWaiting = time.Since(begun) > longWait // by the client: the upstream may have lost its patience
 	}
 	header := c.proxyHeader()
 
@@ -229,16 +226,29 @@ func (c *conn) attempt(u *upstream, timeout time.Duration) dialResult {
 	}
 	if err != nil {
 		_ = sock.Close()
-		return fail(c.explainHangUp(c.upstreamReason(u, err), err))
+		reason, err := c.explainHangUp(c.upstreamReason(u, err), err)
+		return fail(reason, err, !keptWaiting && c.handshakeFault(u, reason))
 	}
 	u.open.Add(1)
 	result.conn = conn
 	return result
 }
 
-// dialSocket opens a connection to an upstream.
-func dialSocket(ctx context.Context, u *upstream, timeout time.Duration) (socket, error) {
-	dialer := net.Dialer{Timeout: max(timeout, 1)} // 0 would be no timeout
+// longWait is how long an upstream may have to wait for the PROXY header before it is not to blame for hanging up.
+const longWait = time.Second
+
+// policyOf is what the addresses of a route's upstreams are held to.
+func (s *settings) policyOf(r *route) *netpolicy.Policy {
+	if r.source == domain.Static {
+		return s.own
+	}
+	return s.policy
+}
+
+// dialSocket opens a connection to an upstream. The policy judges the address that is connected to, after the name was
+// resolved.
+func dialSocket(ctx context.Context, u *upstream, policy *netpolicy.Policy, timeout time.Duration) (socket, error) {
+	dialer := net.Dialer{Timeout: max(timeout, 1), Control: policy.Control} // 0 would be no timeout
 	network, address := u.Network()
 	c, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
@@ -287,7 +297,12 @@ const (
 
 // connectReason classifies an error before there is a connection.
 func connectReason(err error) endReason {
+	var denied *netpolicy.DeniedError
 	switch {
+	case errors.Is(err, netpolicy.ErrLoop):
+		return reasonUpLoop
+	case errors.As(err, &denied):
+		return reasonUpDenied
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 		return reasonRefused
 	case errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
@@ -340,7 +355,7 @@ func alertOf(err error) int {
 	if !errors.As(err, &op) || op.Op != "remote error" {
 		return 0
 	}
-	for _, alert := range []int{alertHandshakeFailure, alertInsufficientSecurity, alertNoApplicationProtocol} {
+	for _, alert := range []int{alertHandshakeFailure, alertInsufficientSecurity, alertUnrecognizedName, alertNoApplicationProtocol} {
 		if op.Err.Error() == tls.AlertError(alert).Error() {
 			return alert
 		}

@@ -1,0 +1,508 @@
+package pqproxy
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/feed"
+)
+
+// syncResult says how one poll of the management plane went. It is a metric's label; docs/operations.md says what to
+// do about each. Beside these there are the reasons of package feed.
+type syncResult string
+
+const (
+	syncApplied   syncResult = "applied"
+	syncUnchanged syncResult = "unchanged"
+	syncMalformed syncResult = "malformed"   // the document is no set
+	syncRevision  syncResult = "no_revision" // it is signed and has none
+	syncRollback  syncResult = "rollback"    // it is older than one that was accepted
+	syncEmpty     syncResult = "empty"       // it would end every domain
+)
+
+// syncError is a set that was refused as a whole.
+type syncError struct {
+	result syncResult
+	err    error
+}
+
+func (e *syncError) Error() string { return e.err.Error() }
+func (e *syncError) Unwrap() error { return e.err }
+
+// resultOf classifies the error of a poll.
+func resultOf(err error) syncResult {
+	var refused *syncError
+	var fetch *feed.Error
+	switch {
+	case errors.As(err, &refused):
+		return refused.result
+	case errors.As(err, &fetch):
+		return syncResult(fetch.Reason)
+	default:
+		return syncMalformed
+	}
+}
+
+// remoteState is what is known of the management plane's set. It outlives pollers, and is the poller's alone but for
+// what is behind mu.
+type remoteState struct {
+	feed     string // whose set the table has; empty: no set
+	etag     string
+	digest   string // of the document, to know one that comes again without an ETag
+	verified string // by whose keys the set was verified, see Management.signers; empty: by nobody's
+	accepted uint64 // no revision below may come any more; kept across restarts
+	unkept   bool   // the table has more than the storage
+
+	acceptedKept uint64 // what the storage has of accepted
+
+	mu       sync.Mutex
+	version  version
+	last     *syncReport
+	lastGood time.Time // when a poll last succeeded, or, before the first, when what is served was kept
+}
+
+// version names a set: by its revision where it has one, else by its ETag or digest.
+type version struct {
+	revision    uint64
+	hasRevision bool
+	label       string
+}
+
+// MarshalJSON writes a number for a revision and a string for anything else; null for no set.
+func (v version) MarshalJSON() ([]byte, error) {
+	switch {
+	case v.hasRevision:
+		return strconv.AppendUint(nil, v.revision, 10), nil
+	case v.label == "":
+		return []byte("null"), nil
+	}
+	return strconv.AppendQuoteToASCII(nil, v.label), nil
+}
+
+// syncReport says how one poll went.
+type syncReport struct {
+	Time     time.Time  `json:"time"`     // when it ended
+	Duration float64    `json:"duration"` // in seconds, from the complete answer to the new table
+	Result   syncResult `json:"result"`
+	Error    string     `json:"error,omitempty"`
+	Revision version    `json:"revision"` // that is in force now
+	Outcome  *outcome   `json:"outcome,omitempty"`
+}
+
+// poller fetches the set of one management URL again and again and applies what changed. One runs at a time.
+type poller struct {
+	owner    *state
+	settings *Management
+	client   *feed.Client
+	requests chan syncRequest
+	restored chan struct{} // closed when the kept set is in the table, or there is none
+	done     chan struct{} // closed when it has ended
+	stop     context.CancelFunc
+
+	holds bool // the server holds requests until something changes, as far as is known
+
+	mu        sync.Mutex
+	interrupt context.CancelFunc // ends the wait for an answer; nil: nothing is awaited
+}
+
+// syncRequest asks for a poll now.
+type syncRequest struct {
+	accept *uint64 // go back to this revision, or a later one
+	answer chan<- *syncReport
+}
+
+// errInterrupted ends a long poll because somebody wants an answer now.
+var errInterrupted = errors.New("interrupted")
+
+// manage has the set of a management URL polled from now on, or none if m is nil. Call it with the lock held.
+func (s *state) manage(m *Management) {
+	before := s.poller
+	if before != nil && m != nil && before.settings.fingerprint == m.fingerprint {
+		return
+	}
+	s.poller = nil
+	if before != nil {
+		before.stop()
+		if m == nil {
+			s.forgetRemote()
+		}
+	}
+	if m == nil {
+		return
+	}
+	client, err := feed.New(m.config)
+	if err != nil { // it was tried in provision
+		s.settings.Load().logger.Error("polling the management URL", zap.Error(err))
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &poller{
+		owner: s, settings: m, client: client, stop: stop,
+		requests: make(chan syncRequest), restored: make(chan struct{}), done: make(chan struct{}),
+	}
+	s.poller = p
+	go p.run(ctx, s.polled)
+	s.polled = p.done
+}
+
+// forgetRemote takes the management plane's domains out, since a config has come into force that does without it. Call it
+// with the lock held.
+func (s *state) forgetRemote() {
+	s.settings.Load().logger.Info("the config has no management any more: its domains leave")
+	s.applyLocked(s.newChangeSet(rankRemote, true, nil))
+	s.rejects = rejects{}
+	before, reset := s.polled, make(chan struct{})
+	s.polled = reset
+	go func() {
+		defer close(reset)
+		<-before
+		s.remote.reset()
+	}()
+}
+
+// inCharge keeps a poller that was stopped meanwhile from applying anything.
+func (p *poller) inCharge(*table) error {
+	if p.owner.poller != p {
+		return context.Canceled
+	}
+	return nil
+}
+
+// reset forgets the set.
+func (r *remoteState) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.verified = ""
+	r.feed, r.etag, r.digest, r.accepted, r.acceptedKept, r.unkept = "", "", "", 0, 0, false
+	r.version, r.last, r.lastGood = version{}, nil, time.Time{}
+}
+
+// run polls until ctx ends. before is closed when whoever used the remoteState before has ended.
+func (p *poller) run(ctx context.Context, before <-chan struct{}) {
+	defer close(p.done)
+	defer p.client.Close()
+	if before != nil {
+		<-before
+	}
+	p.restore()
+	keeper := p.newKeeper()
+	defer keeper.close()
+	retry := firstRetry
+	var request *syncRequest
+	for {
+		begun, asked := time.Now(), request
+		report, waited := p.poll(ctx, request)
+		if request != nil {
+			request.answer <- report
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		keeper.poke()
+		interval := time.Duration(p.settings.Interval)
+		var pause time.Duration
+		switch {
+		case report == nil: // interrupted: a request is on its way
+			pause = interval
+		case report.Error != "":
+			pause = min(retry, interval)
+			pause -= rand.N(pause/4 + 1)
+			retry = min(2*retry, interval)
+		case waited && (report.Result == syncApplied || time.Since(begun) > time.Second), asked != nil && p.holds:
+			retry = firstRetry
+		default: // also for a server that says it has waited and has not
+			retry = firstRetry
+			pause = interval - rand.N(interval/4+1)
+		}
+		if request = p.await(ctx, pause, keeper); ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// await waits for the next poll: for the time given, or until somebody asks for one, which it returns. What waits to be
+// kept is written meanwhile.
+func (p *poller) await(ctx context.Context, pause time.Duration, keeper *keeper) *syncRequest {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		select {
+		case r := <-p.requests:
+			return &r
+		case <-timer.C:
+			return nil
+		case <-keeper.timer.C:
+			keeper.poke()
+		case err := <-keeper.saved:
+			keeper.done(err)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// poll asks once and applies what comes. It returns nil where it was interrupted. waited says that the server held the
+// request as it was asked to.
+func (p *poller) poll(ctx context.Context, request *syncRequest) (report *syncReport, waited bool) {
+	ask := feed.Request{Wait: longPoll}
+	if request != nil {
+		ask.Wait = 0
+	}
+	remote := &p.owner.remote
+	known := p.knows(remote)
+	if request != nil && request.accept != nil {
+		remote.mu.Lock()
+		remote.accepted = min(remote.accepted, *request.accept)
+		remote.mu.Unlock()
+		known = false
+	}
+	if known {
+		ask.ETag = remote.etag
+		if remote.version.hasRevision {
+			ask.After = &remote.version.revision
+		}
+	}
+	report = &syncReport{}
+	var err error
+	for range 2 {
+		var again bool
+		again, waited, err = p.attempt(ctx, ask, report)
+		if !again {
+			break
+		}
+		ask.After, ask.ETag = nil, ""
+	}
+	if errors.Is(err, errInterrupted) || ctx.Err() != nil {
+		return nil, false
+	}
+	p.finish(report, err)
+	return report, waited
+}
+
+// knows reports whether the set that is in force is of this management URL, and verified as it asks for now: keys that
+// were configured later have to verify the whole set.
+func (p *poller) knows(remote *remoteState) bool {
+	return remote.feed == p.settings.feed && (p.settings.signers == "" || p.settings.signers == remote.verified)
+}
+
+// attempt asks once. again says that the edge has to ask for the full set.
+func (p *poller) attempt(ctx context.Context, ask feed.Request, report *syncReport) (again, waited bool, err error) {
+	answer, err := p.fetch(ctx, ask)
+	if err != nil {
+		return false, false, err
+	}
+	if answer.Body != nil {
+		defer answer.Body.Close()
+	}
+	if ask.Wait > 0 {
+		p.holds = answer.Waited
+	}
+	switch {
+	case answer.NotModified:
+		report.Result = syncUnchanged
+		return false, answer.Waited, nil
+	case answer.Gone:
+		return true, false, nil
+	}
+	begun := time.Now()
+	defer func() { report.Duration = time.Since(begun).Seconds() }()
+	again, err = p.take(answer, report)
+	if again && ask.After == nil {
+		return false, false, &syncError{syncMalformed, errors.New("the management URL answers with a change of a set that was not asked for; a full set has no base")}
+	}
+	return again, answer.Waited, err
+}
+
+// fetch is the client's Fetch, which a request may interrupt.
+func (p *poller) fetch(ctx context.Context, ask feed.Request) (*feed.Answer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if ask.Wait > 0 {
+		p.mu.Lock()
+		p.interrupt = func() { cancel(errInterrupted) }
+		p.mu.Unlock()
+		defer func() {
+			p.mu.Lock()
+			p.interrupt = nil
+			p.mu.Unlock()
+		}()
+	}
+	answer, err := p.client.Fetch(ctx, ask)
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return nil, errInterrupted
+	}
+	return answer, err
+}
+
+// take reads a document and applies it. again says that it is a change of another set than ours.
+func (p *poller) take(answer *feed.Answer, report *syncReport) (again bool, err error) {
+	s, remote := p.owner, &p.owner.remote
+	digest := hex.EncodeToString(answer.Body.SHA512[:])
+	if p.knows(remote) && digest == remote.digest {
+		remote.etag = answer.ETag
+		report.Result = syncUnchanged
+		return false, nil
+	}
+	c := s.newChangeSet(rankRemote, false, s.settings.Load().policy)
+	header, err := readInto(c, answer.Body)
+	if err != nil {
+		return false, &syncError{syncMalformed, err}
+	}
+	if len(header.Ignored) > 0 {
+		s.settings.Load().logger.Warn("the set has members that this version does not know", zap.Strings("ignored", header.Ignored))
+	}
+	switch {
+	case p.settings.signers != "" && !header.HasRevision:
+		return false, &syncError{syncRevision, errors.New("the set is signed and has no revision; without one an old set could be played back")}
+	case header.HasRevision && header.Revision < remote.accepted:
+		return false, &syncError{syncRollback, fmt.Errorf("revision %d is older than %d, which was accepted before; if the management plane was restored from a backup, POST /pqproxy/sync?accept_revision=%d",
+			header.Revision, remote.accepted, header.Revision)}
+	case !header.Full && (!p.knows(remote) || !remote.version.hasRevision || header.Base != remote.version.revision):
+		return true, nil
+	case header.Full && header.Domains+header.Refused == 0 && !p.settings.AllowEmpty:
+		return false, &syncError{syncEmpty, errors.New("the set has no domain, and would end all of them; if that is meant, set allow_empty")}
+	}
+	done, err := s.apply(c, p.inCharge)
+	if err != nil {
+		return false, err
+	}
+	report.Result, report.Outcome = syncApplied, &done
+
+	now := version{revision: header.Revision, hasRevision: header.HasRevision, label: answer.ETag}
+	if now.label == "" {
+		now.label = "sha512:" + digest[:32]
+	}
+	remote.mu.Lock()
+	defer remote.mu.Unlock()
+	remote.feed, remote.etag, remote.digest, remote.version, remote.unkept = p.settings.feed, answer.ETag, digest, now, true
+	remote.verified = p.settings.signers
+	if header.HasRevision {
+		remote.accepted = header.Revision
+	}
+	return false, nil
+}
+
+// finish leaves the report of a poll where it is seen.
+func (p *poller) finish(report *syncReport, err error) {
+	s, remote := p.owner, &p.owner.remote
+	logger := s.settings.Load().logger
+	report.Time = time.Now().UTC()
+	if err != nil {
+		report.Result, report.Error = resultOf(err), err.Error()
+	}
+	remote.mu.Lock()
+	defer remote.mu.Unlock()
+	before := remote.last
+	report.Revision = remote.version
+	remote.last = report
+	metrics.syncs.WithLabelValues(string(report.Result)).Inc()
+	switch {
+	case err == nil:
+		remote.lastGood = report.Time
+		if before != nil && before.Error != "" {
+			logger.Info("the management URL answers again", zap.String("result", string(report.Result)))
+		}
+		if remote.version.hasRevision {
+			metrics.revision.Set(float64(remote.version.revision))
+		}
+	case before == nil || before.Error != report.Error: // once, not every time
+		logger.Error("polling the management URL: what was served before goes on being served",
+			zap.String("result", string(report.Result)), zap.Error(err))
+	}
+}
+
+// errNoManagement is what there is nothing to poll for.
+var errNoManagement = errors.New("no management URL is configured; write management URL into the pqproxy option, or use the config loader pqproxy")
+
+// syncNow polls the management plane now and waits for the result. accept, if not nil, is a revision that the edge may
+// go back to.
+func (s *state) syncNow(ctx context.Context, accept *uint64) (*syncReport, error) {
+	s.mu.Lock()
+	p := s.poller
+	s.mu.Unlock()
+	if p == nil {
+		return nil, errNoManagement
+	}
+	answer := make(chan *syncReport, 1)
+	for {
+		p.mu.Lock()
+		if p.interrupt != nil {
+			p.interrupt()
+		}
+		p.mu.Unlock()
+		select {
+		case p.requests <- syncRequest{accept, answer}:
+		case <-time.After(interruptEvery): // it began to wait just now
+			continue
+		case <-p.done:
+			return nil, errors.New("the config changed meanwhile; ask again")
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		break
+	}
+	select {
+	case report := <-answer:
+		if report == nil {
+			return nil, errors.New("the config changed meanwhile; ask again")
+		}
+		return report, nil
+	case <-p.done:
+		return nil, errors.New("the config changed meanwhile; ask again")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// interruptEvery is how often somebody who wants a poll looks whether the poller waits for an answer.
+const interruptEvery = 50 * time.Millisecond
+
+// syncStatus is what the status says of the management plane.
+type syncStatus struct {
+	URL       string      `json:"url"`
+	Revision  version     `json:"revision"`
+	Last      *syncReport `json:"last"`      // null: none has ended yet
+	Staleness *float64    `json:"staleness"` // seconds since a poll last succeeded; null: none ever did
+}
+
+// syncStatus returns what is known of the management plane, or nil if there is none.
+func (s *state) syncStatus() *syncStatus {
+	s.mu.Lock()
+	p := s.poller
+	s.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	r := &s.remote
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	status := &syncStatus{URL: p.settings.shownURL(), Revision: r.version, Last: r.last}
+	if !r.lastGood.IsZero() {
+		age := time.Since(r.lastGood).Seconds()
+		status.Staleness = &age
+	}
+	return status
+}
+
+// readInto stages a document.
+func readInto(c *changeSet, document interface{ Read([]byte) (int, error) }) (*domain.SetHeader, error) {
+	header, err := domain.ReadSet(document, c.source.source(), domain.SetOptions{
+		Domain:  func(d *domain.Domain) error { _ = c.put(d); return nil },
+		Removed: func(name string) error { c.remove(name); return nil },
+		Refused: func(r domain.Refusal) { c.refuse(r.Name, r.Err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.full, c.keepAll = header.Full, header.Unnamed > 0
+	return header, nil
+}
