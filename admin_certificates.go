@@ -24,39 +24,53 @@ type certificateState struct {
 // maxIssuer bounds the name of an issuer in bytes: a tenant's own CA may have any.
 const maxIssuer = 256
 
-// certificateState describes the certificate that an entry, whose domain is d, is served with.
+// certificateState describes the certificate that an entry, whose domain is d, is served with, as far as that is known
+// without a look into storage.
 func (s *state) certificateState(e *entry, d *domain.Domain) certificateState {
 	state := certificateState{Source: d.Certificate.Source}
 	leaf, err := s.leafOf(e, d)
-	if err != nil {
+	switch {
+	case leaf != nil:
+		notBefore, notAfter := leaf.NotBefore.UTC(), leaf.NotAfter.UTC()
+		state.Issuer, state.NotBefore, state.NotAfter = cutText(leaf.Issuer.String(), maxIssuer), &notBefore, &notAfter
+	case err != nil:
 		state.Error = cutText(err.Error(), maxErrorText)
-		return state
+	default:
+		if notAfter, ok := s.certs.known.of(d.Name); ok {
+			notAfter = notAfter.UTC()
+			state.NotAfter = &notAfter
+		} else {
+			state.Error = cutText(s.certs.notIssued(d.Name).Error(), maxErrorText)
+		}
 	}
-	notBefore, notAfter := leaf.NotBefore.UTC(), leaf.NotAfter.UTC()
-	state.Issuer, state.NotBefore, state.NotAfter = cutText(leaf.Issuer.String(), maxIssuer), &notBefore, &notAfter
-	if time.Now().After(notAfter) {
+	if state.NotAfter != nil && time.Now().After(*state.NotAfter) {
 		state.Error = "the certificate has expired"
 	}
 	return state
 }
 
-// leafOf returns the server's own certificate. A pair's key, which takes long to parse, is not looked at.
+// leafOf returns the server's own certificate: the one in memory, or that of a pair, whose key, which takes long to parse,
+// is not looked at. It returns nil where there is none in memory.
 func (s *state) leafOf(e *entry, d *domain.Domain) (*x509.Certificate, error) {
-	if d.Certificate.Source != domain.BYOC {
-		cert, err := s.certificateFor(&route{Domain: d})
-		if err != nil {
-			return nil, err
-		}
-		return cert.Leaf, nil
-	}
-	if r := e.route.Load(); r != nil && r.pairError != nil {
+	pair := d.Certificate
+	if r := e.route.Load(); pair.Source == domain.BYOC && r != nil && r.pairError != nil {
 		return nil, r.pairError
 	}
-	block, _ := pem.Decode([]byte(d.Certificate.ChainPEM))
-	if block == nil {
-		return nil, errors.New("the domain has no pair")
+	var own *x509.Certificate
+	if pair.Source == domain.BYOC {
+		block, _ := pem.Decode([]byte(pair.ChainPEM))
+		if block == nil {
+			return nil, errors.New("the domain has no pair")
+		}
+		var err error
+		if own, err = x509.ParseCertificate(block.Bytes); err != nil || pair.Fallback != domain.FallbackACME || time.Now().Before(own.NotAfter) {
+			return own, err
+		}
 	}
-	return x509.ParseCertificate(block.Bytes)
+	if issued := s.certs.newest(d.Name); issued != nil {
+		return issued.Leaf, nil
+	}
+	return own, nil
 }
 
 // certificateAnswer is an entry of the list of certificates.
@@ -83,8 +97,8 @@ func (q *adminRequest) listCertificates() error {
 		}
 		until := time.Now().Add(within)
 		wanted = func(e *entry) bool {
-			leaf, err := q.state.leafOf(e, e.domain())
-			return err == nil && leaf.NotAfter.Before(until)
+			state := q.state.certificateState(e, e.domain())
+			return state.NotAfter != nil && state.NotAfter.Before(until)
 		}
 	}
 	list, more, err := q.namesAfter(q.state.table.Load(), after, limit, wanted)

@@ -205,13 +205,14 @@ func domainTag(name string, e *entry) string {
 	return digestOf("domain", name)
 }
 
-// tags yields the entity tags of a header (RFC 9110, section 8.8.3) or `*`. Ours have no comma.
-func (q *adminRequest) tags(header string, yield func(tag string, weak bool) (found bool)) (given, found bool) {
+// anyTag reports whether the request has a header of entity tags (RFC 9110, section 8.8.3), and whether one of them, or `*`,
+// is as wanted. Ours have no comma.
+func (q *adminRequest) anyTag(header string, wanted func(tag string, weak bool) bool) (given, found bool) {
 	for _, line := range q.r.Header.Values(header) {
 		given = true
 		for tag := range strings.SplitSeq(line, ",") {
 			tag, weak := strings.CutPrefix(strings.TrimSpace(tag), "W/")
-			if yield(tag, weak) {
+			if wanted(tag, weak) {
 				return true, true
 			}
 		}
@@ -229,11 +230,11 @@ func (q *adminRequest) mayWrite(own string, exists bool) error {
 		first, _, _ := strings.Cut(strings.Trim(tag, `"`), ".")
 		return len(tag) > 2 && tag[0] == '"' && tag[len(tag)-1] == '"' && first == own
 	}
-	given, found := q.tags("If-Match", func(tag string, weak bool) bool { return !weak && same(tag) })
+	given, found := q.anyTag("If-Match", func(tag string, weak bool) bool { return !weak && same(tag) })
 	if given && !found {
 		return apiError(http.StatusPreconditionFailed, "If-Match: it has changed since, or is not there; GET it again and decide anew")
 	}
-	if _, found = q.tags("If-None-Match", func(tag string, _ bool) bool { return same(tag) }); found {
+	if _, found = q.anyTag("If-None-Match", func(tag string, _ bool) bool { return same(tag) }); found {
 		return apiError(http.StatusPreconditionFailed, "If-None-Match: it is there already")
 	}
 	return nil
@@ -244,7 +245,7 @@ func (q *adminRequest) answerTagged(status int, own string, body []byte) error {
 	etag := `"` + own + "." + digestOf("shown", string(body)) + `"`
 	q.w.Header().Set("ETag", etag)
 	if q.r.Method == http.MethodGet || q.r.Method == http.MethodHead {
-		_, found := q.tags("If-None-Match", func(tag string, _ bool) bool { return tag == "*" || tag == etag })
+		_, found := q.anyTag("If-None-Match", func(tag string, _ bool) bool { return tag == "*" || tag == etag })
 		if found {
 			q.w.WriteHeader(http.StatusNotModified)
 			return nil

@@ -26,10 +26,22 @@ type statusAnswer struct {
 	Conflicts   conflictList `json:"conflicts"`
 	Rejected    rejectedList `json:"rejected"`
 
-	Revision   *version    `json:"revision"`   // of the management plane's set; null: there is none
-	Management *syncStatus `json:"management"` // null: none is configured
+	Revision   *version          `json:"revision"`   // of the management plane's set; null: there is none
+	Management *managementAnswer `json:"management"` // null: none is configured
+	LastSync   *lastSync         `json:"last_sync"`  // null: as management
 
 	UnhealthyUpstreams unhealthyList `json:"unhealthy_upstreams"`
+}
+
+// managementAnswer is the management URL that is polled.
+type managementAnswer struct {
+	URL string `json:"url"`
+}
+
+// lastSync is how the last poll of it went. Of the report there is nothing until one has ended.
+type lastSync struct {
+	*syncReport
+	Staleness *float64 `json:"staleness"` // seconds since one last succeeded; null: none ever did
 }
 
 // domainCounts are names, by the source that serves them.
@@ -93,13 +105,13 @@ func (q *adminRequest) status() error {
 		Version: ourVersion(), Caddy: caddyVersion,
 		Started: processStarted.UTC(), Uptime: time.Since(processStarted).Seconds(),
 		Draining: inForce.Load() != s || caddy.Exiting(), Connections: s.live.count(),
-		Domains:    domainCounts{t.size, t.live[rankStatic], t.live[rankAdmin], t.live[rankRemote]},
-		Conflicts:  s.conflicts(statusListed),
-		Rejected:   s.rejected(),
-		Management: s.syncStatus(),
+		Domains:   domainCounts{t.size, t.live[rankStatic], t.live[rankAdmin], t.live[rankRemote]},
+		Conflicts: s.conflicts(statusListed),
+		Rejected:  s.rejected(),
 	}
-	if a.Management != nil {
-		a.Revision = &a.Management.Revision
+	if sync := s.syncStatus(); sync != nil {
+		a.Revision, a.Management = &sync.Revision, &managementAnswer{sync.URL}
+		a.LastSync = &lastSync{sync.Last, sync.Staleness}
 	}
 	unhealthy, total := s.health.unhealthy(statusListed)
 	a.UnhealthyUpstreams = unhealthyList{total, append([]unhealthyUpstream{}, unhealthy...)}

@@ -28,7 +28,7 @@ func (c *conn) chooseALPN(offered []string) (string, error) {
 	mismatch := func(err error) error { return c.refuse(alertNoApplicationProtocol, reasonALPNMismatch, err) }
 	switch {
 	case len(offered) == 0:
-		return "", mismatch(errors.New("no certificate authority is expected to validate this name by TLS-ALPN-01 now"))
+		return "", mismatch(errors.New("acme-tls/1 twice and nothing else"))
 	case len(c.route.ALPN) > 0:
 		for _, p := range c.route.ALPN {
 			if slices.Contains(offered, p) {

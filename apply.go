@@ -154,7 +154,7 @@ func newEntry(d *domain.Domain, source sourceRank) *entry {
 func entryOf(d *domain.Domain, body string, source sourceRank) *entry {
 	return &entry{
 		body: body, source: source, nameLen: uint8(len(d.Name)), security: securityOf(d),
-		checked: d.HealthCheck != nil, internal: d.Certificate.Source == domain.Internal,
+		checked: d.HealthCheck != nil, certificate: certKindOf(d),
 	}
 }
 

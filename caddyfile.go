@@ -45,6 +45,10 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //			linger                 <duration>
 //			grace_period           <duration>
 //		}
+//		email           <address>
+//		issuer          <name> [<arguments...>] {
+//			...
+//		}
 //		management <url> {
 //			token           <placeholder>
 //			interval        <duration>
@@ -95,6 +99,10 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "limits":
 			o.once()
 			o.limits(&a.Limits)
+		case "email":
+			a.Email = o.text()
+		case "issuer":
+			o.issuer(&a.IssuersRaw)
 		case "management":
 			o.once()
 			a.Management = new(Management)
@@ -107,7 +115,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "domain":
 			a.Domains = append(a.Domains, o.domain())
 		default:
-			o.unknown("pqproxy", "limits, management, upstream_policy, persist_admin, domain")
+			o.unknown("pqproxy", "limits, email, issuer, management, upstream_policy, persist_admin, domain")
 		}
 	}
 	return o.err

@@ -1,6 +1,10 @@
 package pqproxy
 
 import (
+	"encoding/json"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/dustin/go-humanize"
 )
 
@@ -75,4 +79,19 @@ func (o *options) size(into *int64) {
 		o.fail(o.Errf("%s takes a size of more than 0 such as 64MiB, not %q", option, text))
 	}
 	*into = int64(n)
+}
+
+// issuer reads one of Caddy's issuer modules, with whatever arguments and options that has.
+func (o *options) issuer(issuers *[]json.RawMessage) {
+	if !o.NextArg() {
+		o.fail(o.Errf("issuer needs the name of one of Caddy's issuers, such as acme or internal"))
+		return
+	}
+	name := o.Val()
+	module, err := caddyfile.UnmarshalModule(o.Dispenser, "tls.issuance."+name)
+	if err != nil {
+		o.fail(err)
+		return
+	}
+	*issuers = append(*issuers, caddyconfig.JSONModuleObject(module, "module", name, nil))
 }

@@ -41,6 +41,7 @@ type conn struct {
 	entered       bool                  // in the list of its route's domain; guarded by the lists' lock, as these two:
 	before, after *conn
 
+	challenged       bool        // the client is a certificate authority that validates the name
 	expect           endReason   // why crypto/tls is about to refuse the hello
 	alerted          atomic.Bool // the client was sent an alert, which a reset would take from it
 	order            []*upstream
@@ -122,6 +123,11 @@ func (s *state) newConn(cx *layer4.Connection) *conn {
 func (c *conn) open() *upstreamConn {
 	defer c.survivePanic()
 	if !c.shakeHands() {
+		return nil
+	}
+	if c.challenged {
+		c.end(reasonACMEChallenge, sideEdge, nil)
+		_ = c.tls.CloseWrite()
 		return nil
 	}
 	up, err := c.awaitUpstream()

@@ -84,6 +84,9 @@ func (e *edge) tryLoad(option string, handlers ...string) error {
 	if len(handlers) == 0 {
 		handlers = []string{"pqproxy"}
 	}
+	if !strings.Contains(option, "issuer ") { // the default one is on the Internet
+		option += "\nissuer acme https://127.0.0.1:1/directory"
+	}
 	config := `{
 		admin ` + e.admin + `
 		persist_config off

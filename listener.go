@@ -23,9 +23,9 @@ func init() {
 	caddy.RegisterNetwork(listenNetwork, listen)
 }
 
-// sockets are the listening sockets of this process, by address. A socket stays open while any config
-// listens on it, so that a reload hands it over: closing it and opening another with SO_REUSEPORT, as
-// Caddy's own networks do, resets the connections that wait in the old one's queue.
+// sockets are the listening sockets of this process, by address, those of plain HTTP by `http/` and address. A socket
+// stays open while any config listens on it, so that a reload hands it over: closing it and opening another with
+// SO_REUSEPORT, as Caddy's own networks do, resets the connections that wait in the old one's queue.
 var sockets = struct {
 	sync.Mutex
 	byAddress map[string]*listenSocket
@@ -73,9 +73,10 @@ func (a *admissionControl) admit() bool {
 // listenSocket accepts for all configs that listen on its address.
 type listenSocket struct {
 	ln      net.Listener
-	conns   chan net.Conn // accepted, for whichever handle asks first
-	handles int           // guarded by sockets
-	done    chan struct{} // closed when the last handle is
+	admit   func(*net.TCPConn) net.Conn // counts a connection in; it returns nil for one too many. nil: admitClient
+	conns   chan net.Conn               // accepted, for whichever handle asks first
+	handles int                         // guarded by sockets
+	done    chan struct{}               // closed when the last handle is
 }
 
 // listen is the caddy.ListenerFunc of listenNetwork. It does not set SO_REUSEPORT: a second process on
@@ -86,24 +87,32 @@ func listen(ctx context.Context, _, host, portRange string, offset uint, cfg net
 		return nil, err
 	}
 	address := net.JoinHostPort(host, strconv.FormatUint(uint64(first+offset), 10))
+	h, err := hold(ctx, address, address, cfg, "listening", nil)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s/%s: %w", listenNetwork, address, err)
+	}
+	return h, nil
+}
 
+// hold returns a handle on the socket of that key, which is opened on the address if nobody has it: then it logs opened.
+func hold(ctx context.Context, key, address string, cfg net.ListenConfig, opened string, admit func(*net.TCPConn) net.Conn) (*listenHandle, error) {
 	sockets.Lock()
 	defer sockets.Unlock()
-	s := sockets.byAddress[address]
+	s := sockets.byAddress[key]
 	if s == nil {
 		ln, err := cfg.Listen(ctx, "tcp", address)
 		if err != nil {
-			return nil, fmt.Errorf("listening on %s/%s: %w", listenNetwork, address, err)
+			return nil, err
 		}
-		s = &listenSocket{ln: ln, conns: make(chan net.Conn), done: make(chan struct{})}
-		sockets.byAddress[address] = s
+		s = &listenSocket{ln: ln, admit: admit, conns: make(chan net.Conn), done: make(chan struct{})}
+		sockets.byAddress[key] = s
 		noteListening()
 		logger := caddy.Log().Named("pqproxy")
-		logger.Info("listening", zap.String("address", ln.Addr().String()))
+		logger.Info(opened, zap.String("address", ln.Addr().String()))
 		go s.accept(logger)
 	}
 	s.handles++
-	return &listenHandle{listenSocket: s, address: address, closed: make(chan struct{})}, nil
+	return &listenHandle{listenSocket: s, key: key, closed: make(chan struct{})}, nil
 }
 
 // caddyPortRange reads the port or ports of a listener address as Caddy hands them to a ListenerFunc.
@@ -119,6 +128,10 @@ const acceptBackoffMin, acceptBackoffMax = 5 * time.Millisecond, 200 * time.Mill
 // accept takes connections until the socket is closed, which its last handle does. caddy-l4's own loop
 // ends at the first error; this one waits for errors to pass.
 func (s *listenSocket) accept(logger *zap.Logger) {
+	admit := s.admit
+	if admit == nil {
+		admit = admitClient
+	}
 	backoff := time.Duration(0)
 	for {
 		c, err := s.ln.Accept()
@@ -141,14 +154,11 @@ func (s *listenSocket) accept(logger *zap.Logger) {
 			}
 			continue
 		}
-		if !admission.admit() {
-			if refused := admission.refused.Load(); refused != nil {
-				(*refused)(c)
-			}
+		conn := admit(c.(*net.TCPConn))
+		if conn == nil {
 			_ = c.Close()
 			continue
 		}
-		conn := &acceptedConn{TCPConn: c.(*net.TCPConn), accepted: time.Now()}
 		select {
 		case s.conns <- conn:
 		case <-s.done:
@@ -157,15 +167,26 @@ func (s *listenSocket) accept(logger *zap.Logger) {
 	}
 }
 
+// admitClient counts in a connection of listenNetwork.
+func admitClient(c *net.TCPConn) net.Conn {
+	if !admission.admit() {
+		if refused := admission.refused.Load(); refused != nil {
+			(*refused)(c)
+		}
+		return nil
+	}
+	return &acceptedConn{TCPConn: c, accepted: time.Now()}
+}
+
 // listenHandle is one config's hold on a socket.
 type listenHandle struct {
 	*listenSocket
-	address string // as configured
-	once    sync.Once
-	closed  chan struct{}
+	key    string
+	once   sync.Once
+	closed chan struct{}
 }
 
-// Accept returns the next connection, an *acceptedConn. Its only error is net.ErrClosed.
+// Accept returns the next connection, as admit of its socket did. Its only error is net.ErrClosed.
 func (h *listenHandle) Accept() (net.Conn, error) {
 	select {
 	case <-h.closed: // asked first: both may be ready
@@ -190,7 +211,7 @@ func (h *listenHandle) Close() error {
 		if h.handles--; h.handles > 0 {
 			return
 		}
-		delete(sockets.byAddress, h.address)
+		delete(sockets.byAddress, h.key)
 		noteListening()
 		err = h.ln.Close()
 		close(h.done)

@@ -23,9 +23,11 @@ type collectors struct {
 	upstreams        *prometheus.GaugeVec
 	healthChecks     *prometheus.CounterVec
 	rejected         prometheus.Counter
+	orders           *prometheus.CounterVec
 	revision         prometheus.Gauge
 	syncs            *prometheus.CounterVec
 	syncAge          prometheus.Collector
+	certificates     prometheus.Collector
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "pqproxy"
@@ -66,12 +68,20 @@ func newCollectors() *collectors {
 			"Checks of upstreams, by how they ended.")), []string{"result"}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts(opts("rejected_records_total",
 			"Records of domains that were refused, from whichever source."))),
+		orders: prometheus.NewCounterVec(prometheus.CounterOpts(opts("certificate_orders_total",
+			"Attempts to obtain or renew a certificate, by how they went.")), []string{"result"}),
 		revision: prometheus.NewGauge(prometheus.GaugeOpts(opts("revision",
 			"Revision of the management plane's set that is in force; 0 where it has none."))),
 		syncs: prometheus.NewCounterVec(prometheus.CounterOpts(opts("sync_total",
 			"Polls of the management plane, by how they went.")), []string{"result"}),
 		syncAge: syncAge{prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "sync_age_seconds"),
 			"Since a poll of the management plane last succeeded; before the first, since what is served was kept.", nil, nil)},
+		certificates: certGauges{
+			states: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "certificates"),
+				"Certificates that this edge obtains: valid ones that it has looked at, those being obtained, and those that failed and are tried again.", []string{"state"}, nil),
+			earliest: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "certificate_earliest_not_after_seconds"),
+				"When the first of the certificates that this edge obtains expires, in seconds since 1970.", nil, nil),
+		},
 	}
 }
 
@@ -81,7 +91,7 @@ func (m *collectors) register(registry *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
 		m.connections, m.active, m.handshakes, m.handshakeSeconds, m.upstreamConnect, m.upstreamShakes, m.bytes, m.domains, m.rejected,
 		m.upstreams, m.healthChecks,
-		m.revision, m.syncs, m.syncAge,
+		m.orders, m.revision, m.syncs, m.syncAge, m.certificates,
 	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
@@ -125,5 +135,27 @@ func (s syncAge) Collect(values chan<- prometheus.Metric) {
 	}
 	if status := st.syncStatus(); status != nil && status.Staleness != nil {
 		values <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, *status.Staleness)
+	}
+}
+
+// certGauges are gauges of the state in force.
+type certGauges struct{ states, earliest *prometheus.Desc }
+
+// Describe implements prometheus.Collector.
+func (g certGauges) Describe(descs chan<- *prometheus.Desc) { descs <- g.states; descs <- g.earliest }
+
+// Collect implements prometheus.Collector.
+func (g certGauges) Collect(values chan<- prometheus.Metric) {
+	st := inForce.Load()
+	if st == nil {
+		return
+	}
+	valid, earliest := st.certs.known.summary()
+	pending, failed := st.certs.orders.summary()
+	for state, n := range map[string]int{"valid": valid, "pending": pending, "failed": failed} {
+		values <- prometheus.MustNewConstMetric(g.states, prometheus.GaugeValue, float64(n), state)
+	}
+	if valid > 0 {
+		values <- prometheus.MustNewConstMetric(g.earliest, prometheus.GaugeValue, float64(earliest))
 	}
 }

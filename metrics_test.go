@@ -248,7 +248,7 @@ const metricNames = `connections_total connections_active handshakes_total hands
 	upstream_handshakes_total bytes_total domains revision rejected_records_total`
 
 // moreMetrics are served once there is something to say.
-const moreMetrics = `sync_total sync_age_seconds upstreams health_checks_total`
+const moreMetrics = `certificates certificate_earliest_not_after_seconds certificate_orders_total sync_total sync_age_seconds upstreams health_checks_total`
 
 // TestMetricsEndpoint reads all metrics from Caddy's admin endpoint after a reload. No label tells a name:
 // their values are of closed sets.
@@ -317,9 +317,9 @@ func TestMetricsEndpoint(t *testing.T) {
 	}
 	allowed := map[string][]string{
 		"end_reason": reasons, "group": groups, "source": sources, "direction": {"in", "out"},
-		"resumed": {"true", "false"}, "hello_retry": {"true", "false"}, "state": {"healthy", "unhealthy"}, "result": syncResults(t),
+		"resumed": {"true", "false"}, "hello_retry": {"true", "false"}, "state": {"healthy", "unhealthy", "valid", "pending", "failed"}, "result": syncResults(t),
 	}
-	allowed["result"] = append(allowed["result"], "ok", "failed") // of health checks
+	allowed["result"] = append(allowed["result"], "ok", "failed", "obtained", "renewed") // of health checks and orders
 	for _, s := range samples(t) {
 		for label, value := range s.labels {
 			if !slices.Contains(allowed[label], value) {

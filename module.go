@@ -2,6 +2,7 @@ package pqproxy
 
 import (
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/certmagic"
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
@@ -48,6 +48,13 @@ type App struct {
 	// Management is where domains of source `remote` come from. Default: nowhere.
 	Management *Management `json:"management,omitempty"`
 
+	// Email is the address that certificate authorities may write to, for issuers that have none of their own. Default: none.
+	Email string `json:"email,omitempty"`
+
+	// IssuersRaw are Caddy's issuer modules, asked in order for the certificates of `acme` domains. Default: `acme`, with
+	// that module's own defaults.
+	IssuersRaw []json.RawMessage `json:"issuers,omitempty" caddy:"namespace=tls.issuance inline_key=module"`
+
 	// UpstreamPolicy says where domains may point that come from the management plane or the admin API. Domains of
 	// this config may point anywhere but back to the edge itself.
 	UpstreamPolicy UpstreamPolicy `json:"upstream_policy,omitzero"`
@@ -65,10 +72,10 @@ type App struct {
 	accessLog *zap.Logger
 	handlers  atomic.Int64 // of the same config
 
-	drafts   []*domain.Domain // the static domains in normal form, with what their files hold
-	policy   *netpolicy.Policy
-	kept     *keptset.Store // nil: nothing is kept
-	internal *certmagic.Config
+	drafts  []*domain.Domain // the static domains in normal form, with what their files hold
+	policy  *netpolicy.Policy
+	kept    *keptset.Store // nil: nothing is kept
+	issuing *issuing
 
 	adopted atomic.Pointer[Management] // from a config loader
 
@@ -242,7 +249,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.state, a.release = value.(*state), true
-	a.internal, err = a.state.certs.internalIssuer(ctx, a.wantsInternal())
+	a.issuing, err = newIssuing(ctx, a, a.state.certs.cache, a.wantsInternal())
 	return err
 }
 
@@ -328,11 +335,7 @@ func (a *App) prepare(d *domain.Domain) (*domain.Domain, error) {
 		}
 	}
 	cert := &d.Certificate
-	switch cert.Source {
-	case domain.ACME:
-		faults = append(faults, &domain.Error{Name: d.Name, Field: "certificate.source",
-			Err: errors.New("this version obtains no certificates by ACME; give chain_file and key_file, or source internal")})
-	case domain.BYOC:
+	if cert.Source == domain.BYOC {
 		before := len(faults)
 		read("certificate.chain_file", cert.ChainFile, &cert.ChainPEM)
 		read("certificate.key_file", cert.KeyFile, &cert.KeyPEM)
@@ -399,13 +402,6 @@ func replacePlaceholders(d *domain.Domain) error {
 // Start puts the config in force. It never waits for the network.
 func (a *App) Start() error {
 	a.warnOfPlainListeners()
-	var internal []string
-	for _, d := range a.drafts {
-		if d.Certificate.Source == domain.Internal {
-			internal = append(internal, d.Name)
-		}
-	}
-	obtainInternal(a.ctx, a.internal, internal, a.logger)
 	if a.Management != nil || a.PersistAdmin {
 		a.kept = openKept(a.ctx, a.logger)
 	}

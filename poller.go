@@ -468,10 +468,10 @@ const interruptEvery = 50 * time.Millisecond
 
 // syncStatus is what the status says of the management plane.
 type syncStatus struct {
-	URL       string      `json:"url"`
-	Revision  version     `json:"revision"`
-	Last      *syncReport `json:"last"`      // null: none has ended yet
-	Staleness *float64    `json:"staleness"` // seconds since a poll last succeeded; null: none ever did
+	URL       string
+	Revision  version
+	Last      *syncReport // nil: none has ended yet
+	Staleness *float64    // seconds since a poll last succeeded; nil: none ever did
 }
 
 // syncStatus returns what is known of the management plane, or nil if there is none.

@@ -87,6 +87,9 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 			fmt.Errorf("the domain has its max_connections (%d) open", r.MaxConnections))
 	}
 
+	if len(info.SupportedProtos) == 1 && info.SupportedProtos[0] == acmeTLS {
+		return c.answerALPNChallenge()
+	}
 	cfg := &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
 		CurvePreferences:            r.policy.groups,
@@ -115,6 +118,27 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.offerProto = proto
 	c.dialEarly()
 	return cfg, nil
+}
+
+// answerALPNChallenge has the handshake done with the certificate that a certificate authority is waiting for (RFC 8737).
+// The connection ends behind it. The domain's policy is for its clients: a CA without hybrid groups may validate too.
+func (c *conn) answerALPNChallenge() (*tls.Config, error) {
+	cert := c.owner.certs.challengeCertificate(c.serverName)
+	if cert == nil {
+		return nil, c.refuse(alertNoApplicationProtocol, reasonALPNMismatch, errors.New("no certificate authority is expected to validate this name by TLS-ALPN-01 now"))
+	}
+	c.challenged = true
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		CurvePreferences:       groupPolicies[domain.Prefer].groups,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{acmeTLS},
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
+		VerifyConnection: func(state tls.ConnectionState) error {
+			c.session = sessionOf(&state)
+			return nil
+		},
+	}, nil
 }
 
 // failsAnyway notes why crypto/tls is about to refuse a hello, if it is.

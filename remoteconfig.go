@@ -277,14 +277,14 @@ func (l *ConfigLoader) LoadConfig(ctx caddy.Context) ([]byte, error) {
 	if caddy.ActiveContext().Context != ctx.Context {
 		return nil, errors.New("admin.config.load_delay is missing beside the config loader pqproxy; write \"load_delay\": \"30s\"")
 	}
-	waiting, cancel := context.WithTimeout(ctx, loadTimeout)
+	waiting, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	_, _ = l.app.state.syncNow(waiting, nil)
 	return nil, nil
 }
 
-// loadTimeout bounds how long Caddy waits for us. The poller goes on.
-const loadTimeout = 30 * time.Second
+// askTimeout bounds how long Caddy waits for us. The poller goes on.
+const askTimeout = 30 * time.Second
 
 // Interface guards
 var (

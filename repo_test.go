@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"internal/feedsig":     nil,
 	"internal/keptset":     nil,
 	"internal/proxyheader": nil,
+	"internal/acmetest":    {"internal/pqtest"},
 	"internal/pqtest":      nil,
 	"cmd/pqproxy":          {"."},
 	"caddytest":            nil,

@@ -213,15 +213,15 @@ func (s *shard) remove(hash uint64, name string) {
 // visited at a time. What a connection needs is compiled when the first one asks for it. All but the route is
 // immutable.
 type entry struct {
-	body     string                // the domain's JSON, which begins with its name
-	next     *entry                // the same name of the next source, which this one shadows; nil: none
-	route    atomic.Pointer[route] // compiled; nil: nobody asked yet
-	epoch    uint64                // see route
-	security uint64                // digest of what epoch depends on
-	source   sourceRank
-	nameLen  uint8
-	checked  bool // has a health_check
-	internal bool // wants a certificate of the internal CA
+	body        string                // the domain's JSON, which begins with its name
+	next        *entry                // the same name of the next source, which this one shadows; nil: none
+	route       atomic.Pointer[route] // compiled; nil: nobody asked yet
+	epoch       uint64                // see route
+	security    uint64                // digest of what epoch depends on
+	source      sourceRank
+	nameLen     uint8
+	checked     bool // has a health_check
+	certificate certKind
 }
 
 // namePrefix is what the JSON of a domain begins with; the name follows, which needs no escapes in normal form.
@@ -274,7 +274,7 @@ func (e *entry) with(source sourceRank, put *entry) *entry {
 func (e *entry) before(next *entry) *entry {
 	c := &entry{
 		body: e.body, next: next, epoch: e.epoch, security: e.security, source: e.source, nameLen: e.nameLen,
-		checked: e.checked, internal: e.internal,
+		checked: e.checked, certificate: e.certificate,
 	}
 	c.route.Store(e.route.Load())
 	return c

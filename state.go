@@ -79,7 +79,7 @@ func newState() *state {
 		GetConfigForClient: s.hello,
 	}
 	s.table.Store(&table{})
-	s.certs.open()
+	s.certs.open(s)
 	s.health.open(s)
 	return s
 }
@@ -185,7 +185,7 @@ func (s *state) enforce() {
 	admission.limit.Store(int64(a.Limits.MaxConnections))
 	refused := s.refuseOverLimit
 	admission.refused.Store(&refused)
-	s.certs.use(a.internal)
+	s.certs.use(a.issuing)
 	static := s.newChangeSet(rankStatic, true, nil)
 	for _, d := range a.drafts {
 		_ = static.put(d) // refuses nothing that was checked in Provision

@@ -144,9 +144,7 @@ func managed(feedURL string, static []object) func(addr string) object {
 type status struct {
 	Revision   json.RawMessage `json:"revision"` // a number where the set has one
 	Domains    map[string]int  `json:"domains"`  // by source
-	Management struct {
-		Last poll `json:"last"`
-	} `json:"management"`
+	LastSync poll `json:"last_sync"`
 }
 
 // poll is how the last one went.
@@ -159,7 +157,7 @@ type poll struct {
 
 // addReported adds what the status says itself of the poll that brought a revision, while that is the last one.
 func (s status) addReported(values map[string]float64, key string, revision uint64, unit time.Duration) {
-	if last := s.Management.Last; last.Result == "applied" && string(last.Revision) == fmt.Sprint(revision) {
+	if last := s.LastSync; last.Result == "applied" && string(last.Revision) == fmt.Sprint(revision) {
 		values[key] = last.Duration * float64(time.Second/unit)
 	}
 }
@@ -190,7 +188,7 @@ func (p *proxy) awaitRevision(revision uint64, every time.Duration) (time.Time, 
 		if string(s.Revision) == want {
 			return true, nil
 		}
-		if last := s.Management.Last; last.Error != "" {
+		if last := s.LastSync; last.Error != "" {
 			return false, fmt.Errorf("the last poll failed (%s): %s", last.Result, last.Error)
 		}
 		return false, nil
