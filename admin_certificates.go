@@ -2,8 +2,6 @@ package pqproxy
 
 import (
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"net/http"
 	"time"
 
@@ -14,12 +12,23 @@ import (
 
 // certificateState is what is known of the certificate of a domain.
 type certificateState struct {
-	Source    domain.CertificateSource `json:"source"`
-	Issuer    string                   `json:"issuer,omitempty"`
-	NotBefore *time.Time               `json:"not_before,omitempty"`
-	NotAfter  *time.Time               `json:"not_after,omitempty"` // nil: there is no certificate
-	Error     string                   `json:"error,omitempty"`     // why clients meet none, or one that they refuse
+	Source      domain.CertificateSource `json:"source"`
+	State       string                   `json:"state"`
+	Issuer      string                   `json:"issuer,omitempty"`
+	NotBefore   *time.Time               `json:"not_before,omitempty"`
+	NotAfter    *time.Time               `json:"not_after,omitempty"`    // nil: there is no certificate
+	Error       string                   `json:"error,omitempty"`        // what went wrong last, or why clients meet none
+	Attempts    int                      `json:"attempts,omitempty"`     // to obtain or renew it, that failed
+	NextAttempt *time.Time               `json:"next_attempt,omitempty"` // nil: now, or none is necessary
 }
+
+// The states of a certificate.
+const (
+	certValid   = "valid"   // it is served, also while renewing it fails
+	certPending = "pending" // there is none yet, or its time has not come
+	certFailed  = "failed"  // there is none, and obtaining it failed; or it was revoked
+	certExpired = "expired" // it is served all the same
+)
 
 // maxIssuer bounds the name of an issuer in bytes: a tenant's own CA may have any.
 const maxIssuer = 256
@@ -29,48 +38,107 @@ const maxIssuer = 256
 func (s *state) certificateState(e *entry, d *domain.Domain) certificateState {
 	state := certificateState{Source: d.Certificate.Source}
 	leaf, err := s.leafOf(e, d)
-	switch {
-	case leaf != nil:
-		notBefore, notAfter := leaf.NotBefore.UTC(), leaf.NotAfter.UTC()
-		state.Issuer, state.NotBefore, state.NotAfter = cutText(leaf.Issuer.String(), maxIssuer), &notBefore, &notAfter
-	case err != nil:
-		state.Error = cutText(err.Error(), maxErrorText)
-	default:
-		if notAfter, ok := s.certs.known.of(d.Name); ok {
-			notAfter = notAfter.UTC()
-			state.NotAfter = &notAfter
-		} else {
-			state.Error = cutText(s.certs.notIssued(d.Name).Error(), maxErrorText)
-		}
+	utc := func(t time.Time) *time.Time { t = t.UTC(); return &t }
+	if leaf != nil {
+		state.Issuer, state.NotBefore, state.NotAfter = cutText(leaf.Issuer.String(), maxIssuer), utc(leaf.NotBefore), utc(leaf.NotAfter)
+	} else if notAfter, ok := s.certs.known.of(d.Name); ok {
+		state.Issuer, state.NotAfter = s.certs.known.issuerOf(d.Name), utc(notAfter)
 	}
-	if state.NotAfter != nil && time.Now().After(*state.NotAfter) {
-		state.Error = "the certificate has expired"
+	order := s.certs.orders.report(d.Name)
+	state.Attempts = order.attempts
+	if !order.next.IsZero() {
+		state.NextAttempt = utc(order.next)
 	}
+	state.State, state.Error = s.judge(e, state, leaf, err, order)
+	state.Error = cutText(state.Error, maxErrorText)
 	return state
+}
+
+// judge returns the state of a certificate and what is wrong with it.
+func (s *state) judge(e *entry, c certificateState, leaf *x509.Certificate, err error, order orderReport) (state, fault string) {
+	now := time.Now()
+	switch {
+	case err != nil:
+		return certFailed, err.Error()
+	case c.NotAfter == nil && order.last != "":
+		return certFailed, s.certs.notIssued(e.name()).Error()
+	case c.NotAfter == nil && e.certificate == fromInternal:
+		return certPending, (&errNotIssued{e.name(), "the local CA issues it when the first client comes"}).Error()
+	case c.NotAfter == nil:
+		return certPending, s.certs.notIssued(e.name()).Error()
+	case now.After(*c.NotAfter):
+		state, fault = certExpired, "the certificate has expired"
+	case leaf != nil && now.Before(leaf.NotBefore):
+		return certPending, "the certificate is not valid yet; clients refuse it until " + c.NotBefore.Format(time.RFC3339)
+	case leaf != nil && s.certs.staples.revoked(leaf):
+		state, fault = certFailed, "its CA has revoked the certificate"
+	default:
+		return certValid, order.last
+	}
+	if order.last != "" {
+		fault += ", and obtaining another one failed: " + order.last
+	}
+	return state, fault
+}
+
+// orderReport is what becomes of an order; zero: there is none, or it has not failed.
+type orderReport struct {
+	attempts int       // that failed
+	last     string    // why the last of them did
+	next     time.Time // when the next one is; zero: it runs
+}
+
+// report tells what has become of the order of a name.
+func (o *orders) report(name string) orderReport {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	one := o.byName[name]
+	if one == nil || one.last == "" {
+		return orderReport{}
+	}
+	r := orderReport{attempts: one.attempts, last: one.last}
+	if one.place >= 0 {
+		r.next = one.next
+	}
+	return r
 }
 
 // leafOf returns the server's own certificate: the one in memory, or that of a pair, whose key, which takes long to parse,
 // is not looked at. It returns nil where there is none in memory.
 func (s *state) leafOf(e *entry, d *domain.Domain) (*x509.Certificate, error) {
-	pair := d.Certificate
-	if r := e.route.Load(); pair.Source == domain.BYOC && r != nil && r.pairError != nil {
+	if r := e.route.Load(); r != nil && r.pairError != nil {
 		return nil, r.pairError
 	}
 	var own *x509.Certificate
-	if pair.Source == domain.BYOC {
-		block, _ := pem.Decode([]byte(pair.ChainPEM))
-		if block == nil {
-			return nil, errors.New("the domain has no pair")
-		}
+	if d.Certificate.Source == domain.BYOC {
 		var err error
-		if own, err = x509.ParseCertificate(block.Bytes); err != nil || pair.Fallback != domain.FallbackACME || time.Now().Before(own.NotAfter) {
+		if own, err = leafOfPEM(d.Certificate.ChainPEM); err != nil || s.servesOwn(e) {
 			return own, err
 		}
 	}
 	if issued := s.certs.newest(d.Name); issued != nil {
 		return issued.Leaf, nil
 	}
+	if _, known := s.certs.known.of(d.Name); known {
+		return nil, nil
+	}
 	return own, nil
+}
+
+// servesOwn reports whether a name is served with the tenant's own pair, whatever else there may be.
+func (s *state) servesOwn(e *entry) bool {
+	return e.certificate == fromTenant || e.certificate == fromTenantOrACME && time.Now().Before(e.pairEnds.time())
+}
+
+// ends returns when the certificate that a name is served with expires, if that is known. It reads no record, since a
+// million names are asked for one page.
+func (s *state) ends(e *entry) (time.Time, bool) {
+	if !s.servesOwn(e) {
+		if notAfter, ok := s.certs.known.of(e.name()); ok {
+			return notAfter, true
+		}
+	}
+	return e.pairEnds.time(), e.pairEnds != 0
 }
 
 // certificateAnswer is an entry of the list of certificates.
@@ -97,8 +165,8 @@ func (q *adminRequest) listCertificates() error {
 		}
 		until := time.Now().Add(within)
 		wanted = func(e *entry) bool {
-			state := q.state.certificateState(e, e.domain())
-			return state.NotAfter != nil && state.NotAfter.Before(until)
+			ends, ok := q.state.ends(e)
+			return ok && ends.Before(until)
 		}
 	}
 	list, more, err := q.namesAfter(q.state.table.Load(), after, limit, wanted)

@@ -51,6 +51,9 @@ func (s *state) show(e *entry, full bool) *domainAnswer {
 	a := &domainAnswer{
 		Domain: shown(d), Source: e.source.source(), Warnings: d.Warnings(), Certificate: s.certificateState(e, d),
 	}
+	if full {
+		a.Warnings = append(a.Warnings, pairWarnings(d)...)
+	}
 	for below := e.next; below != nil; below = below.next {
 		a.Shadows = append(a.Shadows, below.source.source())
 		if full {

@@ -66,7 +66,7 @@ type conflict struct {
 
 // rejectedList has the records of the management plane that are not in force as it last said them.
 type rejectedList struct {
-	Count int       `json:"count"` // records
+	Count int       `json:"count"` // names, and records without one
 	List  []refusal `json:"list"`  // the last of them
 }
 
@@ -121,15 +121,18 @@ func (q *adminRequest) status() error {
 // conflicts returns the first names that several sources give.
 func (s *state) conflicts(most int) conflictList {
 	first := lowest[string]{n: most, compare: strings.Compare}
-	s.mu.Lock()
+	s.told.Lock()
 	found := conflictList{Count: len(s.shadowed), List: []conflict{}}
 	for name := range s.shadowed {
 		first.add(name)
 	}
+	s.told.Unlock()
 	t := s.table.Load()
-	s.mu.Unlock()
 	for _, name := range first.sorted() {
 		e := t.named(name)
+		if e == nil || e.next == nil { // it is being changed
+			continue
+		}
 		one := conflict{Name: name, Source: e.source.source()}
 		for below := e.next; below != nil; below = below.next {
 			one.Shadows = append(one.Shadows, below.source.source())
@@ -140,9 +143,9 @@ func (s *state) conflicts(most int) conflictList {
 }
 
 func (s *state) rejected() rejectedList {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return rejectedList{Count: s.rejects.records, List: append([]refusal{}, slices.Clone(s.rejects.list)...)}
+	s.told.Lock()
+	defer s.told.Unlock()
+	return rejectedList{Count: len(s.rejects.names) + s.rejects.unnamed, List: append([]refusal{}, slices.Clone(s.rejects.list)...)}
 }
 
 // syncTimeout bounds how long a poll is waited for. It goes on then.

@@ -24,9 +24,12 @@ type changeSet struct {
 	changes staged
 	keep    map[string]bool // refused names, whose last good version stays
 	keepAll bool            // a record without a readable name was refused: it may be that of any name
+	restore bool            // of domains that were accepted before a restart
+	warned  int             // warnings of pairs that were logged
 
 	refused      []refusal // the first of them
 	refusedCount int
+	unnamed      int // of refusedCount: they are not in keep
 	pace         pace
 	json         []byte // scratch of put
 }
@@ -46,30 +49,54 @@ func (s *state) newChangeSet(source sourceRank, full bool, policy *netpolicy.Pol
 	return &changeSet{owner: s, source: source, full: full, policy: policy, keep: make(map[string]bool)}
 }
 
-// staged are changes by name, in the shards of the table, so that apply goes through both side by side: a million of
-// them in one map, in the random order of that, took twice as long. A nil entry: the name is to go.
-type staged [tableShards]map[string]*entry
+// staged are changes, in the shards of the table, so that apply goes through both side by side. A name is staged once: who
+// reads a set sees to that.
+type staged [tableShards][]stagedChange
 
-func (s *staged) set(name string, e *entry) {
-	shard := &s[shardOf(hashOf(name))]
-	if *shard == nil {
-		*shard = make(map[string]*entry)
-	}
-	(*shard)[name] = e
+// stagedChange is what is to become of a name. A nil entry: it is to go.
+type stagedChange struct {
+	hash uint64
+	name string
+	e    *entry
+}
+
+func (s *staged) add(name string, e *entry) {
+	hash := hashOf(name)
+	shard := &s[shardOf(hash)]
+	*shard = append(*shard, stagedChange{hash, name, e})
+}
+
+func (s *staged) find(name string) (shard *[]stagedChange, at int) {
+	hash := hashOf(name)
+	shard = &s[shardOf(hash)]
+	return shard, slices.IndexFunc(*shard, func(c stagedChange) bool { return c.hash == hash && c.name == name })
 }
 
 func (s *staged) has(name string) bool {
-	_, ok := s[shardOf(hashOf(name))][name]
-	return ok
+	_, at := s.find(name)
+	return at >= 0
 }
 
-func (s *staged) drop(name string) { delete(s[shardOf(hashOf(name))], name) }
+func (s *staged) drop(name string) {
+	if shard, at := s.find(name); at >= 0 {
+		*shard = slices.Delete(*shard, at, at+1)
+	}
+}
+
+func (s *staged) empty() bool {
+	for i := range s {
+		if len(s[i]) > 0 {
+			return false
+		}
+	}
+	return true
+}
 
 // all yields the changes, shard by shard.
-func (s *staged) all(yield func(string, *entry) bool) {
-	for _, shard := range s {
-		for name, e := range shard {
-			if !yield(name, e) {
+func (s *staged) all(yield func(stagedChange) bool) {
+	for i := range s {
+		for _, change := range s[i] {
+			if !yield(change) {
 				return
 			}
 		}
@@ -82,21 +109,21 @@ func (c *changeSet) put(d *domain.Domain) error {
 	c.pace.step()
 	c.json = d.AppendJSON(c.json[:0])
 	if had := c.owner.table.Load().named(d.Name).of(c.source); had != nil && had.body == string(c.json) {
-		c.changes.set(had.name(), had)
+		c.changes.add(had.name(), had)
 		return nil
 	}
 	if err := c.check(d); err != nil {
 		c.refuse(d.Name, err)
 		return err
 	}
-	c.changes.set(d.Name, entryOf(d, string(c.json), c.source))
+	c.changes.add(d.Name, entryOf(d, string(c.json), c.source))
 	return nil
 }
 
 // remove stages that a name is to go.
 func (c *changeSet) remove(name string) {
 	c.pace.step()
-	c.changes.set(name, nil)
+	c.changes.add(name, nil)
 }
 
 // check judges what depends on this edge and on the time.
@@ -105,13 +132,16 @@ func (c *changeSet) check(d *domain.Domain) error {
 	fault := func(field string, err error) {
 		faults = append(faults, &domain.Error{Name: d.Name, Field: field, Err: err})
 	}
+	if len(c.json) > domain.MaxSize && c.source != rankStatic { // what is kept would not be read after a restart
+		fault("", fmt.Errorf("the record has %d bytes in normal form, more than the %d allowed; shorten its PEM texts", len(c.json), domain.MaxSize))
+	}
 	for i := range d.Upstreams {
 		if err := c.policy.CheckDial(d.Upstreams[i].Dial); err != nil {
 			fault(fmt.Sprintf("upstreams[%d].dial", i), err)
 		}
 	}
 	if d.Certificate.Source == domain.BYOC && c.source != rankStatic { // those of the config have been checked
-		if _, _, err := domain.CheckPair([]byte(d.Certificate.ChainPEM), []byte(d.Certificate.KeyPEM), d.Name, time.Now()); err != nil {
+		if err := c.checkPair(d); err != nil {
 			faults = append(faults, err)
 		}
 	}
@@ -121,7 +151,9 @@ func (c *changeSet) check(d *domain.Domain) error {
 // refuse notes a record that is not applied. A name that was staged before is taken back.
 func (c *changeSet) refuse(name string, err error) {
 	c.refusedCount++
-	if name != "" {
+	if name == "" {
+		c.unnamed++
+	} else {
 		c.changes.drop(name)
 		c.keep[name] = true
 	}
@@ -154,7 +186,7 @@ func newEntry(d *domain.Domain, source sourceRank) *entry {
 func entryOf(d *domain.Domain, body string, source sourceRank) *entry {
 	return &entry{
 		body: body, source: source, nameLen: uint8(len(d.Name)), security: securityOf(d),
-		checked: d.HealthCheck != nil, certificate: certKindOf(d),
+		checked: d.HealthCheck != nil, certificate: certKindOf(d), pairEnds: pairEndsOf(d),
 	}
 }
 
@@ -213,10 +245,10 @@ func (s *state) applyLocked(c *changeSet) outcome {
 	var own [tableShards]bool // shards of next that are no longer those of old
 	done := outcome{Rejected: c.refusedCount, Rejects: c.refused}
 	var changes []changed
-	for name, put := range c.changes.all {
+	for change := range c.changes.all {
 		c.pace.step()
-		hash := hashOf(name)
-		had := next.named(name)
+		hash, name, put := change.hash, change.name, change.e
+		had := next.at(hash, name)
 		prev := had.of(c.source)
 		switch {
 		case put == nil && prev == nil:
@@ -233,21 +265,22 @@ func (s *state) applyLocked(c *changeSet) outcome {
 		}
 		if i := shardOf(hash); !own[i] {
 			own[i] = true
-			next.shards[i].slots = slices.Clone(next.shards[i].slots)
+			next.shards[i] = next.shards[i].clone()
 		}
 		now := settle(had, had.with(c.source, put))
 		next.replace(hash, had, now)
-		if now != nil && now.next != nil {
-			s.shadowed[now.name()] = struct{}{}
-		} else {
-			delete(s.shadowed, name)
-		}
+		s.noteShadowed(name, had, now)
 		if had == nil || now == nil || had.body != now.body || had.epoch != now.epoch || had.source != now.source {
 			changes = append(changes, changed{name, had, now})
 		}
 	}
 	if c.source == rankAdmin && done.Added+done.Changed+done.Removed > 0 {
 		next.adminVersion++
+	}
+	for i := range own {
+		if own[i] {
+			next.shards[i].shrink()
+		}
 	}
 	s.table.Store(&next)
 	s.noteRejects(c)
@@ -308,12 +341,53 @@ func (t *table) replace(hash uint64, had, now *entry) {
 
 // removeUnlisted stages the end of names of the source that a full set does not mention.
 func (c *changeSet) removeUnlisted(old *table) {
-	for e := range old.all {
-		c.pace.step()
-		name := e.name()
-		if !c.changes.has(name) && !c.keep[name] && e.of(c.source) != nil {
-			c.changes.set(name, nil)
+	var mentioned []bool // by slot of a shard
+	for i := range old.shards {
+		shard := &old.shards[i]
+		mentioned = slices.Grow(mentioned[:0], len(shard.slots))[:len(shard.slots)]
+		clear(mentioned)
+		for _, change := range c.changes[i] {
+			if at, ok := shard.search(change.hash, change.name); ok {
+				mentioned[at] = true
+			}
 		}
+		for at, slot := range shard.slots {
+			c.pace.step()
+			if slot.e == nil || mentioned[at] || slot.e.of(c.source) == nil {
+				continue
+			}
+			if name := slot.e.name(); !c.keep[name] {
+				c.changes.add(name, nil)
+			}
+		}
+	}
+}
+
+// endsAll reports whether a full set has nothing that can be applied, and would end all that the source has.
+func (c *changeSet) endsAll(now *table) bool {
+	if !c.changes.empty() || c.keepAll || now.live[c.source] == 0 {
+		return false
+	}
+	for name := range c.keep {
+		if now.named(name).of(c.source) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// noteShadowed keeps account of the names that several sources give.
+func (s *state) noteShadowed(name string, had, now *entry) {
+	is := now != nil && now.next != nil
+	if was := had != nil && had.next != nil; !is && !was {
+		return
+	}
+	s.told.Lock()
+	defer s.told.Unlock()
+	if is {
+		s.shadowed[now.name()] = struct{}{}
+	} else if delete(s.shadowed, name); len(s.shadowed) == 0 {
+		s.shadowed = make(map[string]struct{}) // a map does not give back what it has grown to
 	}
 }
 
@@ -322,10 +396,21 @@ func (s *state) noteRejects(c *changeSet) {
 	if c.source != rankRemote {
 		return // who wrote it has been told
 	}
+	s.told.Lock()
+	defer s.told.Unlock()
 	kept := &s.rejects
-	if c.full {
-		*kept = rejects{}
+	if c.full || kept.names == nil {
+		*kept = rejects{names: make(map[string]struct{})}
 	}
+	if len(kept.names) > 0 {
+		for change := range c.changes.all {
+			delete(kept.names, change.name)
+		}
+	}
+	for name := range c.keep {
+		kept.names[name] = struct{}{}
+	}
+	kept.unnamed += c.unnamed
 	kept.list = slices.DeleteFunc(kept.list, func(r refusal) bool {
 		return c.changes.has(r.Name) || c.keep[r.Name]
 	})
@@ -333,7 +418,6 @@ func (s *state) noteRejects(c *changeSet) {
 	if over := len(kept.list) - refusalsKept; over > 0 {
 		kept.list = slices.Delete(kept.list, 0, over)
 	}
-	kept.records += c.refusedCount
 }
 
 // logApplied writes what was done, never what is in it.

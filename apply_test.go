@@ -174,6 +174,27 @@ func TestApplyModel(t *testing.T) {
 	}
 }
 
+// TestSameHash tells names apart that have one hash: nobody can make such, and nothing relies on that.
+func TestSameHash(t *testing.T) {
+	s := newTestState(t)
+	filled(t, s, 2)
+	next := *s.table.Load()
+	first, second := typical(0).Name, typical(1).Name
+	hash := hashOf(second)
+	e := next.named(first)
+	shard := &next.shards[shardOf(hash)]
+	*shard = shard.clone()
+	shard.remove(hash, second)
+	shard.put(hash, e) // an entry of another name under the hash of the second
+	s.table.Store(&next)
+	if got := s.routeFor(second); got != nil {
+		t.Errorf("%s is served by %s", second, got.Name)
+	}
+	if got := s.routeFor(first); got == nil || got.Name != first {
+		t.Errorf("%s is served by %v", first, got)
+	}
+}
+
 // TestEpochs changes the epoch of a name, and with it what tickets are good for, exactly when its owner, its policy, its
 // pair or its suspension change, whichever source serves it.
 func TestEpochs(t *testing.T) {

@@ -34,6 +34,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 // `tls.x`, and what may be repeated is the singular of its plural key. Syntax:
 //
 //	pqproxy {
+//		http <addresses...>
 //		limits {
 //			max_connections        <count>
 //			early_dials            <count>
@@ -96,6 +97,11 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	o.noArgument("pqproxy")
 	for o.next() {
 		switch d.Val() {
+		case "http":
+			o.once()
+			if a.HTTP = d.RemainingArgs(); len(a.HTTP) == 0 {
+				o.fail(d.Errf("http needs an address such as :80"))
+			}
 		case "limits":
 			o.once()
 			o.limits(&a.Limits)
@@ -115,7 +121,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "domain":
 			a.Domains = append(a.Domains, o.domain())
 		default:
-			o.unknown("pqproxy", "limits, email, issuer, management, upstream_policy, persist_admin, domain")
+			o.unknown("pqproxy", "http, limits, email, issuer, management, upstream_policy, persist_admin, domain")
 		}
 	}
 	return o.err

@@ -5,30 +5,30 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
 )
 
-// certificates are those that domains do not bring themselves, in a cache of our own: the tls app's would make them
+// certificates are those that domains do not bring themselves, in a memory of our own: the tls app's would make them
 // part of its automation policies, from which nothing can be taken at run time. They are loaded from storage when the
 // first client comes, so that memory follows the names that are visited.
 type certificates struct {
-	owner  *state
-	cache  *certmagic.Cache
-	config atomic.Pointer[issuing] // of the config in force; nil: there is none yet
-	orders orders
-	known  certIndex
-	hurry  chan struct{} // a sweep is wanted now
+	owner   *state
+	memory  certMemory
+	config  atomic.Pointer[issuing] // of the config in force; nil: there is none yet
+	orders  orders
+	known   certIndex
+	pairs   pairCounts
+	staples staples
+	hurry   chan struct{} // a sweep is wanted now
+	asks    chan string   // names whose CA is to be asked when to renew
 
 	http      atomic.Bool // a server of ours answers challenges on port 80
 	checking  atomic.Pointer[checkKey]
@@ -38,11 +38,18 @@ type certificates struct {
 
 	ctx     context.Context // ends with close
 	cancel  context.CancelFunc
-	working sync.WaitGroup
+	working sync.WaitGroup // of spawn
 
 	mu      sync.Mutex
-	loading map[string]*loading  // by name, while it is read from storage or issued by the local CA
-	missing map[string]time.Time // names that the storage had no certificate of, and until when it is not asked again
+	closed  bool
+	loading map[string]*loading // by name, while it is read from storage or issued by the local CA
+	missing map[string]missing  // names that had no certificate
+}
+
+// missing is why a name has no certificate, and until when the storage is not asked again.
+type missing struct {
+	until time.Time
+	err   error
 }
 
 // Bounds of what is in memory.
@@ -53,63 +60,82 @@ const (
 	loadTimeout    = 10 * time.Second
 )
 
-// errNoIssuer is what the cache hears between configs.
+// errNoIssuer is what handshakes meet before there is a config.
 var errNoIssuer = errors.New("no config has an issuer")
 
 func (s *certificates) open(owner *state) {
 	s.owner = owner
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.loading, s.missing = make(map[string]*loading), make(map[string]time.Time)
-	s.hurry, s.checkPort, s.rest = make(chan struct{}, 1), "80", sweepRest
+	s.loading, s.missing = make(map[string]*loading), make(map[string]missing)
+	s.hurry, s.asks, s.checkPort, s.rest = make(chan struct{}, 1), make(chan string, maxAsks), "80", sweepRest
+	s.memory.open(certsInMemory)
 	s.orders.open(s)
-	options := certmagic.CacheOptions{
-		GetConfigForCert: func(cert certmagic.Certificate) (*certmagic.Config, error) {
-			now := s.config.Load()
-			switch {
-			case now == nil:
-				return nil, errNoIssuer
-			case s.isInternal(cert.Names):
-				return now.internal, nil
-			}
-			return now.acme, nil
-		},
-		Capacity:           certsInMemory,
-		RenewCheckInterval: 365 * 24 * time.Hour,
-		Logger:             caddy.Log().Named("pqproxy.certificates"),
-	}
-	// Our sweeper renews, visited or not: the cache's own maintenance, which the interval at its beginning decides about, is
-	// left with OCSP. From then on the interval says how early a renewal may be.
-	s.cache = certmagic.NewCache(options)
-	options.RenewCheckInterval = renewSlack
-	s.cache.SetOptions(options)
+	s.staples.open(s)
 }
 
-// isInternal reports whether the domain of a certificate has it from the local CA.
-func (s *certificates) isInternal(names []string) bool {
-	if len(names) == 0 {
-		return false
-	}
-	e := s.owner.table.Load().named(names[0])
-	return e != nil && e.certificate == fromInternal
+// spawn runs f beside; not after close, which waits for all. f ends with s.ctx.
+func (s *certificates) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spawnLocked(f)
 }
 
-// close ends the maintenance of the cache, the orders and the sweeper. Nothing may be applied any more.
+func (s *certificates) spawnLocked(f func()) bool {
+	if !s.closed {
+		s.working.Go(f)
+	}
+	return !s.closed
+}
+
+// close ends the orders, the sweeper and whatever reads from storage.
 func (s *certificates) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.cancel()
 	s.orders.close()
 	s.working.Wait()
-	s.cache.Stop()
+	if now := s.config.Load(); now != nil {
+		now.closeIdle()
+	}
 }
 
 // use puts the issuers of a config in force.
 func (s *certificates) use(now *issuing) {
 	if s.config.Swap(now) == nil {
-		s.orders.start()
-		s.working.Go(s.sweepForever)
+		s.spawn(s.begin)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.missing) // the storage may be another one
+}
+
+// begin starts what obtains certificates when Caddy has started all apps of its first config: until then challenges may
+// find no listener, and certmagic, which listens in its place, could take the port of an app that is yet to start.
+func (s *certificates) begin() {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := caddy.ActiveContext().AppIfConfigured("pqproxy"); err == nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+	s.start()
+}
+
+func (s *certificates) start() {
+	for range orderWorkers {
+		s.spawn(s.orders.work)
+	}
+	for range askers {
+		s.spawn(s.askForever)
+	}
+	s.spawn(s.sweepForever)
 }
 
 // followAtOnce is how many names a change may have for them to be looked at one by one. The sweeper finds the others.
@@ -121,7 +147,6 @@ func (s *certificates) servesHTTP() bool { return s.http.Load() }
 // follow takes up what apply has changed: certificates that are wanted now are obtained in the background, and those
 // that nobody wants any more leave memory. It is called under the state's lock and does not wait.
 func (s *certificates) follow(changes []changed) {
-	var gone []certmagic.SubjectIssuer
 	for i, c := range changes {
 		had, has := certNone, certNone
 		if c.before != nil {
@@ -130,16 +155,14 @@ func (s *certificates) follow(changes []changed) {
 		if c.now != nil {
 			has = c.now.certificate
 		}
-		if had.issued() && had != has {
+		if had.issued() && (had != has || c.newPair()) {
 			s.orders.cancel(c.name)
 			s.known.forget(c.name)
-			if s.inMemory(c.name) {
-				gone = append(gone, certmagic.SubjectIssuer{Subject: c.name})
-			}
+			s.memory.forget(c.name)
 		}
 		if has.issued() && i < followAtOnce {
 			s.forgetMissing(c.name)
-			if has == fromACME {
+			if c.now.wantsIssued() {
 				s.orders.want(c.name, c.now)
 			}
 		}
@@ -147,33 +170,10 @@ func (s *certificates) follow(changes []changed) {
 	if len(changes) > followAtOnce {
 		s.sweepSoon()
 	}
-	if len(gone) > 0 {
-		s.working.Go(func() { s.cache.RemoveManaged(gone) })
-	}
 }
 
-func (s *certificates) inMemory(name string) bool { return len(s.of(name)) > 0 }
-
-// of returns the certificates in memory that are for exactly that name.
-func (s *certificates) of(name string) []certmagic.Certificate {
-	return slices.DeleteFunc(s.cache.AllMatchingCertificates(name), func(c certmagic.Certificate) bool {
-		return !slices.Contains(c.Names, name)
-	})
-}
-
-// newest returns the certificate in memory that is valid longest, or nil.
-func (s *certificates) newest(name string) *tls.Certificate {
-	var newest *certmagic.Certificate
-	for _, cert := range s.of(name) {
-		if newest == nil || cert.Leaf.NotAfter.After(newest.Leaf.NotAfter) {
-			newest = &cert
-		}
-	}
-	if newest == nil {
-		return nil
-	}
-	return &newest.Certificate
-}
+// newest returns the issued certificate in memory, or nil.
+func (s *certificates) newest(name string) *tls.Certificate { return s.memory.peek(name) }
 
 // certificateFor returns the certificate that a route is served with: the domain's own pair, or the issued one of
 // exactly the route's name, which may have to be read from storage.
@@ -184,7 +184,7 @@ func (s *state) certificateFor(r *route) (*tls.Certificate, error) {
 	if r.pair != nil && (r.Certificate.Fallback != domain.FallbackACME || time.Now().Before(r.pair.Leaf.NotAfter)) {
 		return r.pair, nil
 	}
-	if cert := s.certs.newest(r.Name); cert != nil {
+	if cert := s.certs.memory.get(r.Name); cert != nil {
 		return cert, nil
 	}
 	cert, err := s.certs.load(r)
@@ -197,6 +197,7 @@ func (s *state) certificateFor(r *route) (*tls.Certificate, error) {
 // loading is a certificate on its way into memory. All who want it wait for one.
 type loading struct {
 	done chan struct{} // closed when the rest is set
+	cert *tls.Certificate
 	err  error
 }
 
@@ -216,70 +217,94 @@ func (s *certificates) load(r *route) (*tls.Certificate, error) {
 	}
 	internal := r.Certificate.Source == domain.Internal
 	s.mu.Lock()
-	if until, ok := s.missing[r.Name]; ok && time.Now().Before(until) {
+	if m, ok := s.missing[r.Name]; ok && time.Now().Before(m.until) {
 		s.mu.Unlock()
-		return nil, s.notIssued(r.Name)
+		if m.err == nil {
+			return nil, s.notIssued(r.Name)
+		}
+		return nil, m.err
 	}
 	l := s.loading[r.Name]
 	if l == nil {
 		l = &loading{done: make(chan struct{})}
 		s.loading[r.Name] = l
-		s.working.Go(func() { s.fill(l, now, r.Name, internal) })
+		if !s.spawnLocked(func() { s.fill(l, now, r.Name, internal) }) {
+			s.mu.Unlock()
+			return nil, context.Canceled // the process ends
+		}
 	}
 	s.mu.Unlock()
 	<-l.done // fill has a deadline
-	if l.err != nil {
-		return nil, l.err
-	}
-	cert := s.newest(r.Name)
-	if cert == nil {
-		return nil, s.notIssued(r.Name)
-	}
-	return cert, nil
+	return l.cert, l.err
 }
 
 // fill does the work of load.
 func (s *certificates) fill(l *loading, now *issuing, name string, internal bool) {
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
-	cfg := now.acme
+	var held *heldCert
+	var err error
 	if internal {
-		cfg = now.internal
+		held, err = s.local(ctx, now, name)
+	} else {
+		held, err = now.held(ctx, now.issuers, name)
 	}
-	cert, err := cfg.CacheManagedCertificate(ctx, name)
-	if internal && (errors.Is(err, fs.ErrNotExist) || err == nil && cert.NeedsRenewal(cfg)) {
-		if err == nil {
-			err = cfg.RenewCertAsync(ctx, name, false)
-		} else {
-			err = cfg.ObtainCertAsync(ctx, name)
-		}
-		if err == nil {
-			cert, err = cfg.CacheManagedCertificate(ctx, name)
-		}
-	}
-	switch {
-	case err == nil:
-		s.known.note(name, cert.Leaf.NotAfter)
-	case errors.Is(err, fs.ErrNotExist):
-		if e := s.owner.table.Load().named(name); e != nil && e.certificate.issued() {
-			s.orders.want(name, e)
-		}
-		err = s.notIssued(name)
-	default:
+	switch e := s.owner.table.Load().named(name); {
+	case err != nil:
 		now.logger.Error("loading a certificate", zap.String(keyDomain, name), zap.Error(err))
 		err = fmt.Errorf("loading the certificate of %s: %w", name, err)
+	case held != nil:
+		l.cert = held.cert
+		s.take(name, held, internal, true)
+	case e != nil && e.wantsIssued():
+		s.orders.want(name, e)
 	}
-	l.err = err
 	s.mu.Lock()
 	delete(s.loading, name)
-	if err != nil {
+	if held == nil || err != nil {
 		if len(s.missing) >= missingEntries {
 			clear(s.missing)
 		}
-		s.missing[name] = time.Now().Add(missingFor)
+		s.missing[name] = missing{time.Now().Add(missingFor), err}
 	}
 	s.mu.Unlock()
+	if l.err = err; l.cert == nil && err == nil {
+		l.err = s.notIssued(name)
+	}
 	close(l.done)
+}
+
+// local returns the certificate that the local CA has issued for a name, or issues now. Where the storage fails it is
+// issued all the same, and held in memory alone.
+func (s *certificates) local(ctx context.Context, now *issuing, name string) (*heldCert, error) {
+	held, err := now.held(ctx, now.local, name)
+	if err == nil && held != nil && !held.due(time.Now()) {
+		return held, nil
+	}
+	unlock, lockErr := now.lock(ctx, name)
+	if lockErr == nil {
+		defer unlock()
+	}
+	if before, err := now.held(ctx, now.local, name); err == nil && before != nil {
+		if held = before; !held.due(time.Now()) { // another edge was faster
+			return held, nil
+		}
+	}
+	fresh, err := now.ask(ctx, now.local, name, func(string) time.Time { return time.Time{} })
+	if err != nil {
+		if held != nil && isValid(held.cert, time.Now()) {
+			now.logger.Error("renewing a certificate of the local CA", zap.String(keyDomain, name), zap.Error(err))
+			return held, nil
+		}
+		return nil, err
+	}
+	if lockErr == nil {
+		lockErr = now.save(ctx, fresh, held, name)
+	}
+	if lockErr != nil {
+		now.logger.Error("keeping a certificate of the local CA", zap.String(keyDomain, name), zap.Error(lockErr))
+	}
+	return fresh, nil
 }
 
 func (s *certificates) notIssued(name string) error {
@@ -292,26 +317,32 @@ func (s *certificates) forgetMissing(name string) {
 	delete(s.missing, name)
 }
 
-// renewed brings a certificate that was issued just now, by this edge or another one, into memory if its older version
-// is there, and takes that out.
-func (s *certificates) renewed(ctx context.Context, cfg *certmagic.Config, name string) error {
+// take takes note of a certificate that storage has, or is to have; internal: of the local CA. Memory gets it if it has
+// one of the name, or if it is wanted there.
+func (s *certificates) take(name string, held *heldCert, internal, wanted bool) {
+	s.known.note(name, held.cert.Leaf)
+	s.known.look(name, held.nextLook(time.Now()))
 	s.forgetMissing(name)
-	old := s.of(name)
-	if len(old) == 0 {
-		return nil
+	if old := s.memory.peek(name); wanted && old == nil || old != nil && !old.Leaf.Equal(held.cert.Leaf) {
+		s.memory.put(name, held.cert)
 	}
-	cert, err := cfg.CacheManagedCertificate(ctx, name)
-	if err != nil {
-		return err
+	// The domain may have gone meanwhile: then follow comes after this, or the table is changed already.
+	if e := s.owner.table.Load().named(name); e == nil || !internal && !e.wantsIssued() || internal != (e.certificate == fromInternal) {
+		s.known.forget(name)
+		s.memory.forget(name)
 	}
-	var hashes []string
-	for _, o := range old {
-		if o.Hash() != cert.Hash() {
-			hashes = append(hashes, o.Hash())
-		}
+}
+
+// closeIdle closes the connections with CAs that nobody uses.
+func (i *issuing) closeIdle() {
+	for _, client := range i.clients {
+		client.CloseIdleConnections()
 	}
-	s.cache.Remove(hashes)
-	return nil
+}
+
+// inStorage returns the certificate of a name that the issuers have given; nil: none that can be served.
+func (s *certificates) inStorage(ctx context.Context, now *issuing, name string) (*heldCert, error) {
+	return now.held(ctx, now.issuers, name)
 }
 
 // certKind says where an entry's certificate comes from.

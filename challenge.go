@@ -33,20 +33,20 @@ const (
 	checkPath     = challengePath + "pqproxy-check-"
 )
 
-// challengeFor returns the challenge that is open for a name: this process's, or one that another edge of the fleet has
-// put into storage.
+// challengeFor returns the challenge that is open for a name: this process's, be it Caddy's own, or for a name of ours one
+// that another edge of the fleet has put into storage. For other names, of which there is no end, nothing is read.
 func (s *certificates) challengeFor(ctx context.Context, name string) (certmagic.Challenge, bool) {
 	if challenge, ok := certmagic.GetACMEChallenge(name); ok {
 		return challenge, true
 	}
 	now := s.config.Load()
-	if now == nil {
+	if now == nil || !s.obtains(name) {
 		return certmagic.Challenge{}, false
 	}
-	for _, issuer := range now.acme.Issuers {
+	for _, issuer := range now.issuers {
 		key := path.Join("acme", certmagic.StorageKeys.Safe(issuer.IssuerKey()), "challenge_tokens", certmagic.StorageKeys.Safe(name)+".json")
-		content, err := now.storage.Load(ctx, key)
-		if errors.Is(err, fs.ErrNotExist) {
+		content, err := now.load(ctx, key)
+		if err == nil && content == nil {
 			continue
 		}
 		var challenge certmagic.Challenge
@@ -60,6 +60,12 @@ func (s *certificates) challengeFor(ctx context.Context, name string) (certmagic
 		return challenge, true
 	}
 	return certmagic.Challenge{}, false
+}
+
+// obtains reports whether a certificate of a name may be wanted from the issuers.
+func (s *certificates) obtains(name string) bool {
+	e := s.owner.table.Load().named(name)
+	return e != nil && e.certificate != fromInternal && e.certificate.issued()
 }
 
 // answerChallenge answers a request for a challenge of HTTP-01, or for our self-check. It reports false, and has
@@ -79,6 +85,9 @@ func (s *certificates) answerChallenge(w http.ResponseWriter, r *http.Request) b
 	ctx, cancel := context.WithTimeout(r.Context(), loadTimeout)
 	defer cancel()
 	if nonce, ok := strings.CutPrefix(r.URL.Path, checkPath); ok {
+		if !s.obtains(host) {
+			return false
+		}
 		answer, err := s.checkAnswer(ctx, host, nonce)
 		if err != nil {
 			return false

@@ -2,70 +2,76 @@ package pqproxy
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddypki"
 	"github.com/caddyserver/caddy/v2/modules/caddytls"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/domain"
 )
 
-// issuing is how the config in force obtains certificates.
+// issuing is how the config in force obtains certificates: Caddy's issuer modules, which do ACME, and its storage. When
+// they are asked, and what becomes of the answers, is ours: certmagic's own management repeats attempts for as long as
+// a month, while it holds the lock of the name.
 type issuing struct {
-	acme     *certmagic.Config // of the issuers; despite the name any of Caddy's
-	internal *certmagic.Config // of Caddy's local CA
-	storage  certmagic.Storage
-	logger   *zap.Logger
+	issuers []certmagic.Issuer // of `acme` domains, asked in order; despite that name any of Caddy's
+	local   []certmagic.Issuer // Caddy's local CA alone
+	storage certmagic.Storage
+	logger  *zap.Logger
+	clients []*http.Client // of the issuers
 }
 
 // newIssuing provisions the issuers of a config: those that it lists, or ACME with Caddy's defaults.
-func newIssuing(ctx caddy.Context, a *App, cache *certmagic.Cache, wantsInternal bool) (*issuing, error) {
+func newIssuing(ctx caddy.Context, a *App, wantsInternal bool) (*issuing, error) {
 	i := &issuing{storage: ctx.Storage(), logger: a.logger.Named("certificates")}
-	modules, err := loadIssuers(ctx, a)
-	if err != nil {
+	var err error
+	if i.issuers, err = loadIssuers(ctx, a); err != nil {
 		return nil, err
 	}
-	i.acme = certmagic.New(cache, certmagic.Config{Storage: i.storage, Logger: i.logger, DisableStorageCheck: true})
-	i.acme.Issuers = nil // New has put certmagic's default there
-	for _, issuer := range modules {
+	var magic *certmagic.Config
+	// It wants a cache, and would look there for other certificates than those of challenges, which is all that it serves.
+	cache := new(certmagic.Cache)
+	cache.SetOptions(certmagic.CacheOptions{GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return magic, nil }})
+	magic = certmagic.New(cache, certmagic.Config{Storage: i.storage, Logger: i.logger, Issuers: i.issuers})
+	for _, issuer := range i.issuers {
 		if aware, ok := issuer.(caddytls.ConfigSetter); ok {
-			aware.SetConfig(i.acme)
+			aware.SetConfig(magic)
 		}
-		i.acme.Issuers = append(i.acme.Issuers, onceIssuer{issuer})
+		if client := watchAnswers(issuer); client != nil {
+			i.clients = append(i.clients, client)
+		}
 	}
 	local, err := ctx.LoadModuleByID("tls.issuance.internal", nil)
 	if err != nil {
 		return nil, fmt.Errorf("loading the internal issuer: %w", err)
 	}
+	i.local = []certmagic.Issuer{local.(certmagic.Issuer)}
 	if !wantsInternal {
-		if err := keepOutOfTrustStore(ctx); err != nil {
-			return nil, err
-		}
+		return i, keepOutOfTrustStore(ctx)
 	}
-	i.internal = certmagic.New(cache, certmagic.Config{
-		Storage: i.storage, Logger: i.logger, DisableStorageCheck: true,
-		Issuers: []certmagic.Issuer{onceIssuer{local.(certmagic.Issuer)}},
-		OCSP:    certmagic.OCSPConfig{DisableStapling: true}, // the local CA has no responder
-	})
 	return i, nil
 }
 
 // loadIssuers loads the modules of `issuers`, in order, or the default.
 func loadIssuers(ctx caddy.Context, a *App) ([]certmagic.Issuer, error) {
 	if len(a.IssuersRaw) == 0 {
-		settings, err := json.Marshal(map[string]string{"email": a.Email})
-		if err != nil {
-			return nil, err
-		}
-		module, err := ctx.LoadModuleByID("tls.issuance.acme", settings)
-		if err != nil {
-			return nil, fmt.Errorf("loading the ACME issuer: %w", err)
-		}
-		return []certmagic.Issuer{module.(certmagic.Issuer)}, nil
+		a.IssuersRaw = []json.RawMessage{[]byte(`{"module":"acme"}`)}
+	}
+	for n, raw := range a.IssuersRaw {
+		a.IssuersRaw[n] = withEmail(raw, a.Email)
 	}
 	loaded, err := ctx.LoadModule(a, "IssuersRaw")
 	if err != nil {
@@ -77,48 +83,186 @@ func loadIssuers(ctx caddy.Context, a *App) ([]certmagic.Issuer, error) {
 		if !ok {
 			return nil, fmt.Errorf("issuers[%d]: %T issues no certificates", n, module)
 		}
-		if acme, ok := module.(*caddytls.ACMEIssuer); ok && acme.Email == "" {
-			acme.Email = a.Email
-		}
 		issuers = append(issuers, issuer)
 	}
 	return issuers, nil
 }
 
-// onceIssuer makes certmagic give up after one attempt, so that the queue of orders decides when there is another: its
-// own retries would hold a worker, and the storage's lock of the name, for as long as a month.
-type onceIssuer struct{ certmagic.Issuer }
-
-// Issue implements certmagic.Issuer.
-func (o onceIssuer) Issue(ctx context.Context, request *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
-	issued, err := o.Issuer.Issue(ctx, request)
+// withEmail returns the settings of an ACME issuer with the address that the CA may write to, where they have none.
+// They are changed before the module reads them, since it looks at them once.
+func withEmail(raw json.RawMessage, email string) json.RawMessage {
+	var settings map[string]any
+	if email == "" || json.Unmarshal(raw, &settings) != nil || settings["module"] != "acme" || settings["email"] != nil {
+		return raw
+	}
+	settings["email"] = email
+	changed, err := json.Marshal(settings)
 	if err != nil {
-		return nil, certmagic.ErrNoRetry{Err: err}
+		return raw // cannot be: it was JSON
 	}
-	return issued, nil
+	return changed
 }
 
-// PreCheck implements certmagic.PreChecker.
-func (o onceIssuer) PreCheck(ctx context.Context, names []string, interactive bool) error {
-	checker, ok := o.Issuer.(certmagic.PreChecker)
-	if !ok {
-		return nil
+// lock takes the lock of a name, so that of all edges with this storage one orders. It is the one that certmagic takes:
+// Caddy's own sites may be of the same name. errBusy: another edge has it.
+func (i *issuing) lock(ctx context.Context, name string) (unlock func(), err error) {
+	key := "issue_cert_" + name
+	if trying, ok := i.storage.(certmagic.TryLocker); ok {
+		got, err := trying.TryLock(ctx, key)
+		if err == nil && !got {
+			err = errBusy
+		}
+		if err != nil {
+			return nil, err
+		}
+	} else if err := i.storage.Lock(ctx, key); err != nil {
+		return nil, err
 	}
-	if err := checker.PreCheck(ctx, names, interactive); err != nil {
-		return certmagic.ErrNoRetry{Err: err}
+	unlock = func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+		defer cancel()
+		if err := i.storage.Unlock(ctx, key); err != nil {
+			i.logger.Error("letting go of a lock in storage", zap.String(keyDomain, name), zap.Error(err))
+		}
 	}
-	return nil
+	if lease, ok := i.storage.(certmagic.LockLeaseRenewer); ok {
+		if err := lease.RenewLockLease(ctx, key, orderTimeout); err != nil {
+			unlock()
+			return nil, err
+		}
+	}
+	return unlock, nil
 }
 
-// keepOutOfTrustStore sets install_trust of the local CA to false, unless the config says otherwise or has sites that
-// may want it: domains may ask for the local CA at any time, and nobody has asked for its root on this machine.
+var errBusy = errors.New("another edge is about to obtain it")
+
+// askError is why no issuer gave a certificate.
+type askError struct{ faults []issuerFault }
+
+// issuerFault is why an issuer gave none, and until when it is not to be asked again; zero: it did not say.
+type issuerFault struct {
+	issuer string
+	err    error // nil: it was not asked
+	until  time.Time
+}
+
+// Error says what the issuers said.
+func (e *askError) Error() string {
+	var texts []string
+	for _, fault := range e.faults {
+		text := "it was not asked, as it wished"
+		if fault.err != nil {
+			text = problemText(fault.err)
+		}
+		if len(e.faults) > 1 {
+			text = fault.issuer + ": " + text
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, "; ")
+}
+
+// ask asks the issuers, in order, for a certificate with a new key. One that notBefore has a time in the future for
+// is passed over. The error is an *askError, unless this machine fails.
+func (i *issuing) ask(ctx context.Context, issuers []certmagic.Issuer, name string, notBefore func(issuer string) time.Time) (*heldCert, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := certmagic.PEMEncodePrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	var failed askError
+	for _, issuer := range issuers {
+		fault := issuerFault{issuer: issuer.IssuerKey()}
+		if fault.until = notBefore(fault.issuer); !time.Now().Before(fault.until) {
+			var held *heldCert
+			heard := new(answer)
+			if held, fault.err = i.askOne(context.WithValue(ctx, answerKey{}, heard), issuer, name, key, keyPEM); fault.err == nil {
+				return held, nil
+			}
+			fault.until = heard.until(fault.err)
+		}
+		failed.faults = append(failed.faults, fault)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, &failed
+}
+
+// askOne asks one issuer, and believes nothing that it says.
+func (i *issuing) askOne(ctx context.Context, issuer certmagic.Issuer, name string, key *ecdsa.PrivateKey, keyPEM []byte) (held *heldCert, err error) {
+	defer func() {
+		if p := recover(); p != nil { // in a module: an answer may have been stranger than it thought
+			i.logger.Error("an issuer panicked", zap.String(keyDomain, name), zap.Any("panic", p), zap.Stack("stack"))
+			err = fmt.Errorf("the issuer panicked: %v", p)
+		}
+	}()
+	template := &x509.CertificateRequest{DNSNames: []string{name}}
+	if _, ok := issuer.(*caddytls.ZeroSSLIssuer); ok && len(name) <= 64 {
+		template = &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}} // as its API demands
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, err
+	}
+	request, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, err
+	}
+	if checker, ok := issuer.(certmagic.PreChecker); ok {
+		if err := checker.PreCheck(ctx, []string{name}, false); err != nil {
+			return nil, err
+		}
+	}
+	issued, err := issuer.Issue(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(issued.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("encoding what the issuer says of the certificate: %w", err)
+	}
+	held, err = newHeld(issuer.IssuerKey(), name, issued.Certificate, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the issuer gave another certificate than was asked for: %w", err)
+	}
+	if err := i.believe(held, name); err != nil {
+		return nil, fmt.Errorf("the issuer gave a certificate that clients refuse: %w", err)
+	}
+	held.setData(data)
+	return held, nil
+}
+
+// clockOff is by how much the clock of this machine or of an issuer may be wrong: a certificate that is not valid yet
+// is kept, since nobody can tell here whose clock is, and to order it again would not help.
+const clockOff = 48 * time.Hour
+
+// believe checks a certificate that an issuer gave. Whether clients trust its root is not known here.
+func (i *issuing) believe(held *heldCert, name string) error {
+	at, early := time.Now(), time.Until(held.cert.Leaf.NotBefore)
+	if early > 0 && early <= clockOff {
+		i.logger.Warn("an issuer gave a certificate that is not valid yet: are the clocks right?", zap.String(keyDomain, name),
+			zap.String("issuer", held.issuerKey), zap.Time("not_before", held.cert.Leaf.NotBefore))
+		at = held.cert.Leaf.NotBefore
+	}
+	_, _, err := domain.CheckPair(held.chain, held.key, name, at)
+	return err
+}
+
+// keepOutOfTrustStore sets install_trust of the local CA to false, unless the config says otherwise or has sites with
+// certificates of it: domains may ask for the local CA at any time, and nobody has asked for its root on this machine.
 func keepOutOfTrustStore(ctx caddy.Context) error {
-	http, err := ctx.AppIfConfigured("http")
-	if err != nil && !errors.Is(err, caddy.ErrNotConfigured) {
-		return err
-	}
-	if http != nil {
-		return nil
+	for _, name := range []string{"http", "tls"} { // in this order: the first decides what the second issues
+		app, err := ctx.AppIfConfigured(name)
+		if err != nil && !errors.Is(err, caddy.ErrNotConfigured) {
+			return err
+		}
+		if tls, ok := app.(*caddytls.TLS); ok && issuesInternal(tls) {
+			return nil
+		}
 	}
 	app, err := ctx.App("pki")
 	if err != nil {
@@ -128,4 +272,19 @@ func keepOutOfTrustStore(ctx caddy.Context) error {
 		ca.InstallTrust = new(bool)
 	}
 	return nil
+}
+
+// issuesInternal reports whether the tls app has certificates of the local CA issued.
+func issuesInternal(app *caddytls.TLS) bool {
+	if app.Automation == nil {
+		return false
+	}
+	for _, policy := range app.Automation.Policies {
+		for _, issuer := range policy.Issuers {
+			if _, ok := issuer.(*caddytls.InternalIssuer); ok {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -405,7 +405,7 @@ func TestWrongConfigs(t *testing.T) {
 		pair("certificate " + otherChain + " " + otherKey):   {"certificate", "other.example.org", "app.example.com"},
 		pair("certificate $CHAIN " + otherKey):               {"certificate", "key"},
 		pair("certificate {env.PQPROXY_NOT_SET} $KEY"):       {"certificate.chain_file", "env.PQPROXY_NOT_SET"},
-		"http :80": {`"http"`, "limits, "},
+		"https :443":                                         {`"https"`, "limits, "},
 	} {
 		err := s.tryLoad(s.fill(option))
 		if err == nil {

@@ -3,6 +3,7 @@ package pqproxy
 import (
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -78,9 +79,9 @@ func newCollectors() *collectors {
 			"Since a poll of the management plane last succeeded; before the first, since what is served was kept.", nil, nil)},
 		certificates: certGauges{
 			states: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "certificates"),
-				"Certificates that this edge obtains: valid ones that it has looked at, those being obtained, and those that failed and are tried again.", []string{"state"}, nil),
+				"Certificates: valid and expired ones that this edge has looked at or was brought, those being obtained, and those that failed and are tried again.", []string{"state"}, nil),
 			earliest: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "certificate_earliest_not_after_seconds"),
-				"When the first of the certificates that this edge obtains expires, in seconds since 1970.", nil, nil),
+				"When the first of the certificates that are served expires, tenants' own ones included, in seconds since 1970.", nil, nil),
 		},
 	}
 }
@@ -150,12 +151,12 @@ func (g certGauges) Collect(values chan<- prometheus.Metric) {
 	if st == nil {
 		return
 	}
-	valid, earliest := st.certs.known.summary()
+	counts := st.certs.count(time.Now())
 	pending, failed := st.certs.orders.summary()
-	for state, n := range map[string]int{"valid": valid, "pending": pending, "failed": failed} {
+	for state, n := range map[string]int{"valid": counts.valid, "expired": counts.expired, "pending": pending, "failed": failed} {
 		values <- prometheus.MustNewConstMetric(g.states, prometheus.GaugeValue, float64(n), state)
 	}
-	if valid > 0 {
-		values <- prometheus.MustNewConstMetric(g.earliest, prometheus.GaugeValue, float64(earliest))
+	if counts.valid+counts.expired > 0 {
+		values <- prometheus.MustNewConstMetric(g.earliest, prometheus.GaugeValue, float64(counts.earliest))
 	}
 }

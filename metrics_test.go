@@ -317,7 +317,7 @@ func TestMetricsEndpoint(t *testing.T) {
 	}
 	allowed := map[string][]string{
 		"end_reason": reasons, "group": groups, "source": sources, "direction": {"in", "out"},
-		"resumed": {"true", "false"}, "hello_retry": {"true", "false"}, "state": {"healthy", "unhealthy", "valid", "pending", "failed"}, "result": syncResults(t),
+		"resumed": {"true", "false"}, "hello_retry": {"true", "false"}, "state": {"healthy", "unhealthy", "valid", "expired", "pending", "failed"}, "result": syncResults(t),
 	}
 	allowed["result"] = append(allowed["result"], "ok", "failed", "obtained", "renewed") // of health checks and orders
 	for _, s := range samples(t) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
@@ -44,6 +45,12 @@ func init() {
 type App struct {
 	// Limits are the bounds and deadlines of every connection.
 	Limits Limits `json:"limits,omitzero"`
+
+	// HTTP are addresses, such as `:80`, where plain HTTP is served: the challenges of ACME's HTTP-01, and redirects of the
+	// domains' names to https. All else gets an empty 404. An address is a port, or an IP address and a port; placeholders
+	// are replaced. It must not be one that another server of the config listens on; `http.handlers.pqproxy_http01` does
+	// the same inside such a server. Default: none, and then no CA can reach this edge by HTTP-01.
+	HTTP []string `json:"http,omitempty"`
 
 	// Management is where domains of source `remote` come from. Default: nowhere.
 	Management *Management `json:"management,omitempty"`
@@ -78,6 +85,13 @@ type App struct {
 	issuing *issuing
 
 	adopted atomic.Pointer[Management] // from a config loader
+
+	httpAddrs   []httpAddress
+	httpHandles []*listenHandle
+	serving     sync.WaitGroup // of httpHandles
+	http01s     atomic.Int64   // handlers of the same config that do the same in other servers
+	httpsPort   string         // that plain HTTP is redirected to: `:8443`, empty for 443
+	caddyTLS    *caddytls.TLS  // nil: the config has no certificates of Caddy's own
 
 	state    *state
 	stopping sync.Once
@@ -220,6 +234,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.Limits.provision(); err != nil {
 		return err
 	}
+	if err := a.prepareHTTP(); err != nil {
+		return err
+	}
 	if err := a.prepareDomains(); err != nil {
 		return err
 	}
@@ -249,7 +266,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.state, a.release = value.(*state), true
-	a.issuing, err = newIssuing(ctx, a, a.state.certs.cache, a.wantsInternal())
+	a.issuing, err = newIssuing(ctx, a, a.wantsInternal())
 	return err
 }
 
@@ -355,13 +372,13 @@ func (a *App) checkPair(d *domain.Domain) error {
 	for _, w := range warnings {
 		a.logger.Warn(w, zap.String(keyDomain, d.Name))
 	}
-	for _, fault := range domain.Errors(err) {
-		if !errors.Is(fault, domain.ErrExpired) {
-			return err
-		}
+	if err != nil && !outOfDate(err) {
+		return err
 	}
-	if err != nil {
+	if errors.Is(err, domain.ErrExpired) {
 		a.logger.Error("serving an expired certificate: replace it", zap.String(keyDomain, d.Name), zap.Error(err))
+	} else if err != nil {
+		a.logger.Error("serving a certificate that is not valid yet: replace it, or correct the clock", zap.String(keyDomain, d.Name), zap.Error(err))
 	}
 	return nil
 }
@@ -402,10 +419,17 @@ func replacePlaceholders(d *domain.Domain) error {
 // Start puts the config in force. It never waits for the network.
 func (a *App) Start() error {
 	a.warnOfPlainListeners()
+	if err := a.meetNeighbours(); err != nil {
+		return err
+	}
+	if err := a.openHTTP(); err != nil { // before a CA is asked to come
+		return err
+	}
 	if a.Management != nil || a.PersistAdmin {
 		a.kept = openKept(a.ctx, a.logger)
 	}
 	a.state.start(a)
+	a.serveHTTP()
 	return nil
 }
 
@@ -453,6 +477,7 @@ func (a *App) warnOfPlainListeners() {
 // every app must have stopped listening first.
 func (a *App) Stop() error {
 	a.stopping.Do(func() {
+		a.closeHTTP()
 		if a.state != nil {
 			a.state.stop(a)
 		}

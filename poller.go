@@ -3,17 +3,20 @@ package pqproxy
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/internal/feed"
+	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
 // syncResult says how one poll of the management plane went. It is a metric's label; docs/operations.md says what to
@@ -59,9 +62,13 @@ type remoteState struct {
 	etag     string
 	digest   string // of the document, to know one that comes again without an ETag
 	verified string // by whose keys the set was verified, see Management.signers; empty: by nobody's
-	accepted uint64 // no revision below may come any more; kept across restarts
 	unkept   bool   // the table has more than the storage
 
+	refusing bool              // records of the set were refused, and may not be
+	policy   *netpolicy.Policy // any more where there is another policy than this
+
+	acceptedOf   string // the URL whose revisions these are
+	accepted     uint64 // no revision below may come any more; kept across restarts
 	acceptedKept uint64 // what the storage has of accepted
 
 	mu       sync.Mutex
@@ -85,7 +92,7 @@ func (v version) MarshalJSON() ([]byte, error) {
 	case v.label == "":
 		return []byte("null"), nil
 	}
-	return strconv.AppendQuoteToASCII(nil, v.label), nil
+	return json.Marshal(v.label) // it may have any bytes
 }
 
 // syncReport says how one poll went.
@@ -96,6 +103,8 @@ type syncReport struct {
 	Error    string     `json:"error,omitempty"`
 	Revision version    `json:"revision"` // that is in force now
 	Outcome  *outcome   `json:"outcome,omitempty"`
+
+	moved bool // there is another set in force than before
 }
 
 // poller fetches the set of one management URL again and again and applies what changed. One runs at a time.
@@ -106,9 +115,11 @@ type poller struct {
 	requests chan syncRequest
 	restored chan struct{} // closed when the kept set is in the table, or there is none
 	done     chan struct{} // closed when it has ended
-	stop     context.CancelFunc
+	ctx      context.Context
+	stop     context.CancelFunc // ends ctx; called with the state's lock held
 
-	holds bool // the server holds requests until something changes, as far as is known
+	holds     bool        // the server holds requests until something changes, as far as is known
+	forgotten atomic.Bool // what it applied has been taken out of the table
 
 	mu        sync.Mutex
 	interrupt context.CancelFunc // ends the wait for an answer; nil: nothing is awaited
@@ -125,14 +136,15 @@ var errInterrupted = errors.New("interrupted")
 
 // manage has the set of a management URL polled from now on, or none if m is nil. Call it with the lock held.
 func (s *state) manage(m *Management) {
-	before := s.poller
+	before := s.poller.Load()
 	if before != nil && m != nil && before.settings.fingerprint == m.fingerprint {
 		return
 	}
-	s.poller = nil
+	s.poller.Store(nil)
 	if before != nil {
 		before.stop()
 		if m == nil {
+			before.forgotten.Store(true)
 			s.forgetRemote()
 		}
 	}
@@ -146,11 +158,11 @@ func (s *state) manage(m *Management) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	p := &poller{
-		owner: s, settings: m, client: client, stop: stop,
+		owner: s, settings: m, client: client, ctx: ctx, stop: stop,
 		requests: make(chan syncRequest), restored: make(chan struct{}), done: make(chan struct{}),
 	}
-	s.poller = p
-	go p.run(ctx, s.polled)
+	s.poller.Store(p)
+	go p.run(s.polled)
 	s.polled = p.done
 }
 
@@ -159,7 +171,6 @@ func (s *state) manage(m *Management) {
 func (s *state) forgetRemote() {
 	s.settings.Load().logger.Info("the config has no management any more: its domains leave")
 	s.applyLocked(s.newChangeSet(rankRemote, true, nil))
-	s.rejects = rejects{}
 	before, reset := s.polled, make(chan struct{})
 	s.polled = reset
 	go func() {
@@ -170,24 +181,22 @@ func (s *state) forgetRemote() {
 }
 
 // inCharge keeps a poller that was stopped meanwhile from applying anything.
-func (p *poller) inCharge(*table) error {
-	if p.owner.poller != p {
-		return context.Canceled
-	}
-	return nil
-}
+func (p *poller) inCharge(*table) error { return p.ctx.Err() }
 
 // reset forgets the set.
 func (r *remoteState) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.verified = ""
-	r.feed, r.etag, r.digest, r.accepted, r.acceptedKept, r.unkept = "", "", "", 0, 0, false
+	r.feed, r.etag, r.digest, r.verified, r.unkept = "", "", "", "", false
+	r.refusing, r.policy = false, nil
+	r.acceptedOf, r.accepted, r.acceptedKept = "", 0, 0
 	r.version, r.last, r.lastGood = version{}, nil, time.Time{}
+	metrics.revision.Set(0)
 }
 
-// run polls until ctx ends. before is closed when whoever used the remoteState before has ended.
-func (p *poller) run(ctx context.Context, before <-chan struct{}) {
+// run polls until it is stopped. before is closed when whoever used the remoteState before has ended.
+func (p *poller) run(before <-chan struct{}) {
+	ctx := p.ctx
 	defer close(p.done)
 	defer p.client.Close()
 	if before != nil {
@@ -217,7 +226,7 @@ func (p *poller) run(ctx context.Context, before <-chan struct{}) {
 			pause = min(retry, interval)
 			pause -= rand.N(pause/4 + 1)
 			retry = min(2*retry, interval)
-		case waited && (report.Result == syncApplied || time.Since(begun) > time.Second), asked != nil && p.holds:
+		case waited && (report.moved || time.Since(begun) > time.Second), asked != nil && p.holds:
 			retry = firstRetry
 		default: // also for a server that says it has waited and has not
 			retry = firstRetry
@@ -257,12 +266,16 @@ func (p *poller) poll(ctx context.Context, request *syncRequest) (report *syncRe
 	if request != nil {
 		ask.Wait = 0
 	}
-	remote := &p.owner.remote
+	remote, now := &p.owner.remote, &syncReport{}
 	known := p.knows(remote)
 	if request != nil && request.accept != nil {
-		remote.mu.Lock()
-		remote.accepted = min(remote.accepted, *request.accept)
-		remote.mu.Unlock()
+		before := remote.accepted
+		remote.accepted = min(before, *request.accept)
+		defer func() {
+			if now.Result != syncApplied {
+				remote.accepted = before // it was for this poll alone
+			}
+		}()
 		known = false
 	}
 	if known {
@@ -271,11 +284,10 @@ func (p *poller) poll(ctx context.Context, request *syncRequest) (report *syncRe
 			ask.After = &remote.version.revision
 		}
 	}
-	report = &syncReport{}
 	var err error
 	for range 2 {
 		var again bool
-		again, waited, err = p.attempt(ctx, ask, report)
+		again, waited, err = p.attempt(ctx, ask, now)
 		if !again {
 			break
 		}
@@ -284,14 +296,15 @@ func (p *poller) poll(ctx context.Context, request *syncRequest) (report *syncRe
 	if errors.Is(err, errInterrupted) || ctx.Err() != nil {
 		return nil, false
 	}
-	p.finish(report, err)
-	return report, waited
+	p.finish(now, err)
+	return now, waited
 }
 
-// knows reports whether the set that is in force is of this management URL, and verified as it asks for now: keys that
-// were configured later have to verify the whole set.
+// knows reports whether the set that is in force is of this management URL, and as it would be now: keys that were
+// configured later have to verify the whole set, and another policy has to judge what was refused.
 func (p *poller) knows(remote *remoteState) bool {
-	return remote.feed == p.settings.feed && (p.settings.signers == "" || p.settings.signers == remote.verified)
+	return remote.feed == p.settings.feed && (p.settings.signers == "" || p.settings.signers == remote.verified) &&
+		!(remote.refusing && remote.policy != p.owner.settings.Load().policy)
 }
 
 // attempt asks once. again says that the edge has to ask for the full set.
@@ -346,8 +359,8 @@ func (p *poller) fetch(ctx context.Context, ask feed.Request) (*feed.Answer, err
 // take reads a document and applies it. again says that it is a change of another set than ours.
 func (p *poller) take(answer *feed.Answer, report *syncReport) (again bool, err error) {
 	s, remote := p.owner, &p.owner.remote
-	digest := hex.EncodeToString(answer.Body.SHA512[:])
-	if p.knows(remote) && digest == remote.digest {
+	digest, known := hex.EncodeToString(answer.Body.SHA512[:]), p.knows(remote)
+	if known && digest == remote.digest {
 		remote.etag = answer.ETag
 		report.Result = syncUnchanged
 		return false, nil
@@ -366,25 +379,34 @@ func (p *poller) take(answer *feed.Answer, report *syncReport) (again bool, err 
 	case header.HasRevision && header.Revision < remote.accepted:
 		return false, &syncError{syncRollback, fmt.Errorf("revision %d is older than %d, which was accepted before; if the management plane was restored from a backup, POST /pqproxy/sync?accept_revision=%d",
 			header.Revision, remote.accepted, header.Revision)}
-	case !header.Full && (!p.knows(remote) || !remote.version.hasRevision || header.Base != remote.version.revision):
+	case !header.Full && (!known || !remote.version.hasRevision || header.Base != remote.version.revision):
 		return true, nil
 	case header.Full && header.Domains+header.Refused == 0 && !p.settings.AllowEmpty:
 		return false, &syncError{syncEmpty, errors.New("the set has no domain, and would end all of them; if that is meant, set allow_empty")}
+	case header.Full && !p.settings.AllowEmpty && c.endsAll(s.table.Load()):
+		first := c.refused[0]
+		return false, &syncError{syncEmpty, fmt.Errorf("the set has no domain that can be applied, and would end all of them; if that is meant, set allow_empty; the first: %w",
+			&domain.Error{Name: first.Name, Field: first.Field, Err: errors.New(first.Detail)})}
 	}
 	done, err := s.apply(c, p.inCharge)
 	if err != nil {
 		return false, err
 	}
-	report.Result, report.Outcome = syncApplied, &done
-
 	now := version{revision: header.Revision, hasRevision: header.HasRevision, label: answer.ETag}
 	if now.label == "" {
 		now.label = "sha512:" + digest[:32]
 	}
+	report.moved = !known || done.Added+done.Changed+done.Removed > 0 ||
+		now.revision != remote.version.revision || now.hasRevision != remote.version.hasRevision
+	report.Result = syncUnchanged
+	if report.moved || done.Rejected > 0 {
+		report.Result, report.Outcome, remote.unkept = syncApplied, &done, true
+	}
 	remote.mu.Lock()
 	defer remote.mu.Unlock()
-	remote.feed, remote.etag, remote.digest, remote.version, remote.unkept = p.settings.feed, answer.ETag, digest, now, true
+	remote.feed, remote.etag, remote.digest, remote.version = p.settings.feed, answer.ETag, digest, now
 	remote.verified = p.settings.signers
+	remote.policy, remote.refusing = c.policy, s.rejected().Count > 0
 	if header.HasRevision {
 		remote.accepted = header.Revision
 	}
@@ -411,9 +433,7 @@ func (p *poller) finish(report *syncReport, err error) {
 		if before != nil && before.Error != "" {
 			logger.Info("the management URL answers again", zap.String("result", string(report.Result)))
 		}
-		if remote.version.hasRevision {
-			metrics.revision.Set(float64(remote.version.revision))
-		}
+		metrics.revision.Set(float64(remote.version.revision)) // 0 where there is none
 	case before == nil || before.Error != report.Error: // once, not every time
 		logger.Error("polling the management URL: what was served before goes on being served",
 			zap.String("result", string(report.Result)), zap.Error(err))
@@ -426,9 +446,7 @@ var errNoManagement = errors.New("no management URL is configured; write managem
 // syncNow polls the management plane now and waits for the result. accept, if not nil, is a revision that the edge may
 // go back to.
 func (s *state) syncNow(ctx context.Context, accept *uint64) (*syncReport, error) {
-	s.mu.Lock()
-	p := s.poller
-	s.mu.Unlock()
+	p := s.poller.Load()
 	if p == nil {
 		return nil, errNoManagement
 	}
@@ -476,9 +494,7 @@ type syncStatus struct {
 
 // syncStatus returns what is known of the management plane, or nil if there is none.
 func (s *state) syncStatus() *syncStatus {
-	s.mu.Lock()
-	p := s.poller
-	s.mu.Unlock()
+	p := s.poller.Load()
 	if p == nil {
 		return nil
 	}

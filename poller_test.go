@@ -736,3 +736,32 @@ func TestPollWhileStopping(t *testing.T) {
 	}
 	m.load(m.option())
 }
+
+// TestPollNames keeps tenants apart whose names are near each other: a wildcard over another tenant's exact name, and
+// letters that look alike.
+func TestPollNames(t *testing.T) {
+	m := startManaged(t)
+	m.plane.set(set(
+		m.record("*.example.com", "tenant", `"mallory"`),
+		m.record("app.example.com"),
+		m.record("xn--pp-6kc.example.com", "tenant", `"mallory"`), // the first letter is Cyrillic
+		m.record("xn--pp-uia.example.org", "name", `"ÄPP.example.org."`),
+	))
+	if report := m.want(syncApplied, ""); report.Outcome.Added != 4 {
+		t.Fatalf("applied %+v", report.Outcome)
+	}
+	for name, tenant := range map[string]string{
+		"app.example.com": "acme", "APP.example.com": "acme", "other.example.com": "mallory",
+		"xn--pp-6kc.example.com": "mallory", "xn--pp-uia.example.org": "acme",
+	} {
+		c := m.dial(m.client(name))
+		echo(t, c, "hello")
+		c.Close()
+		if got := m.log.nextRecord(); got.str("tenant") != tenant {
+			t.Errorf("%s is %s's (%s), want %s's", name, got.str("tenant"), got.str("domain"), tenant)
+		}
+	}
+	if m.serves("example.com") || m.serves("a.b.example.com") {
+		t.Error("a wildcard covers more than one label, or none")
+	}
+}

@@ -73,12 +73,16 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, c.refuse(alertUnrecognizedName, reasonUnknownDomain, fmt.Errorf("%q is not a host name", info.ServerName))
 	}
 	c.serverName = host
-	e := s.table.Load().find(host)
-	if e == nil {
-		return nil, c.refuse(alertUnrecognizedName, reasonUnknownDomain, nil)
+	r := s.routeFor(host)
+	validates := slices.Equal(info.SupportedProtos, []string{acmeTLS}) // a certificate authority, or somebody like it
+	if r != nil && validates {
+		if cert := s.certs.challengeCertificate(host); cert != nil {
+			return c.answerChallenge(r, cert), nil // also where clients are kept out
+		}
 	}
-	r := s.routeOf(e)
 	switch {
+	case r == nil:
+		return nil, c.refuse(alertUnrecognizedName, reasonUnknownDomain, nil)
 	case r.Suspended:
 		c.route = r
 		return nil, c.refuse(alertUnrecognizedName, reasonSuspended, nil)
@@ -87,8 +91,8 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 			fmt.Errorf("the domain has its max_connections (%d) open", r.MaxConnections))
 	}
 
-	if len(info.SupportedProtos) == 1 && info.SupportedProtos[0] == acmeTLS {
-		return c.answerALPNChallenge()
+	if validates {
+		return nil, c.refuse(alertNoApplicationProtocol, reasonALPNMismatch, errors.New("no certificate authority is expected to validate this name by TLS-ALPN-01 now"))
 	}
 	cfg := &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
@@ -106,6 +110,7 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	if err != nil {
 		return nil, c.refuse(alertInternalError, reasonNoCertificate, err)
 	}
+	cert = c.owner.certs.staples.on(r, cert)
 	cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil }
 
 	proto, err := c.chooseALPN(info.SupportedProtos)
@@ -120,14 +125,10 @@ func (s *state) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// answerALPNChallenge has the handshake done with the certificate that a certificate authority is waiting for (RFC 8737).
-// The connection ends behind it. The domain's policy is for its clients: a CA without hybrid groups may validate too.
-func (c *conn) answerALPNChallenge() (*tls.Config, error) {
-	cert := c.owner.certs.challengeCertificate(c.serverName)
-	if cert == nil {
-		return nil, c.refuse(alertNoApplicationProtocol, reasonALPNMismatch, errors.New("no certificate authority is expected to validate this name by TLS-ALPN-01 now"))
-	}
-	c.challenged = true
+// answerChallenge has the handshake done with the certificate that a certificate authority is waiting for (RFC 8737). The
+// connection ends behind it. The domain's policy is for its clients: a CA without hybrid groups may validate too.
+func (c *conn) answerChallenge(r *route, cert *tls.Certificate) *tls.Config {
+	c.route, c.challenged = r, true
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       groupPolicies[domain.Prefer].groups,
@@ -138,7 +139,7 @@ func (c *conn) answerALPNChallenge() (*tls.Config, error) {
 			c.session = sessionOf(&state)
 			return nil
 		},
-	}, nil
+	}
 }
 
 // failsAnyway notes why crypto/tls is about to refuse a hello, if it is.

@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"bench":                {".", "bench/internal/lab"},
 	"bench/internal/lab":   nil,
 	"bench/live":           {".", "bench/internal/lab"},
+	"bench/certs":          {".", "bench/internal/lab"},
 	"examples/quickstart":  {".", "probe"},
 }
 

@@ -42,6 +42,31 @@ func (s *state) routeOf(e *entry) *route {
 	return r
 }
 
+// routeFor returns the route of a host name in normal form, or nil.
+func (s *state) routeFor(host string) *route {
+	t := s.table.Load()
+	e := t.likely(host)
+	if e == nil {
+		return nil
+	}
+	if r := s.routeOf(e); r.covers(host) {
+		return r
+	}
+	if e = t.find(host); e == nil { // another name of the same hash
+		return nil
+	}
+	return s.routeOf(e)
+}
+
+// covers reports whether the route's name is the host's, or its wildcard.
+func (r *route) covers(host string) bool {
+	if r.Name == host {
+		return true
+	}
+	wildcard, ok := domain.WildcardOf(host)
+	return ok && r.Name == wildcard
+}
+
 // compile makes the route of an entry. The record was checked when it was applied, so that nothing is left to fail
 // but a pair or a CA that this process takes for good no longer.
 func (s *state) compile(e *entry) *route {

@@ -2,6 +2,8 @@ package pqproxy
 
 import (
 	"hash/maphash"
+	"math/bits"
+	"slices"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -94,8 +96,8 @@ type table struct {
 }
 
 // shard is a hash table with open addressing and linear probing. With a million domains nothing of it is in a cache,
-// and what a lookup takes is the loads that wait for one another: here a slot, then its name and its entry side by
-// side. A map of Go has more than twice as many.
+// and what a lookup takes is the loads that wait for one another. A connection does with one of them, see likely; a map
+// of Go takes five.
 type shard struct {
 	slots []slot // as many as a power of two, at most three in four of them used
 	used  int
@@ -104,7 +106,6 @@ type shard struct {
 // slot is free where e is nil.
 type slot struct {
 	hash uint64
-	name string
 	e    *entry
 }
 
@@ -131,9 +132,37 @@ func (t *table) find(host string) *entry {
 	return nil
 }
 
+// likely is find by the names' hashes alone. It is for connections: they need the route anyway, which has the name, and
+// are to see whether it covers the host.
+func (t *table) likely(host string) *entry {
+	if e := t.hashed(hashOf(host)); e != nil || t.wildcards == 0 {
+		return e
+	}
+	if wildcard, ok := domain.WildcardOf(host); ok {
+		return t.hashed(hashOf(wildcard))
+	}
+	return nil
+}
+
+// hashed returns the first entry of a name with that hash, or nil.
+func (t *table) hashed(hash uint64) *entry {
+	s := &t.shards[shardOf(hash)]
+	if len(s.slots) == 0 {
+		return nil
+	}
+	mask := len(s.slots) - 1
+	for i := int(hash) & mask; ; i = (i + 1) & mask {
+		if slot := &s.slots[i]; slot.hash == hash || slot.e == nil {
+			return slot.e
+		}
+	}
+}
+
 // named returns the entry of exactly that name, or nil.
-func (t *table) named(name string) *entry {
-	hash := hashOf(name)
+func (t *table) named(name string) *entry { return t.at(hashOf(name), name) }
+
+// at is named for who knows the hash of the name.
+func (t *table) at(hash uint64, name string) *entry {
 	s := &t.shards[shardOf(hash)]
 	if i, ok := s.search(hash, name); ok {
 		return s.slots[i].e
@@ -163,7 +192,7 @@ func (s *shard) search(hash uint64, name string) (at int, found bool) {
 		if slot.e == nil {
 			return i, false
 		}
-		if slot.hash == hash && slot.name == name {
+		if slot.hash == hash && slot.e.name() == name {
 			return i, true
 		}
 	}
@@ -174,21 +203,16 @@ func (s *shard) put(hash uint64, e *entry) {
 	name := e.name()
 	i, found := s.search(hash, name)
 	if found {
-		s.slots[i] = slot{hash, name, e} // the name too: it is a part of the entry's JSON
+		s.slots[i].e = e
 		return
 	}
 	if 4*(s.used+1) > 3*len(s.slots) {
 		old := s.slots
 		s.slots = make([]slot, max(4, 2*len(old)))
-		for _, o := range old {
-			if o.e != nil {
-				at, _ := s.search(o.hash, o.name)
-				s.slots[at] = o
-			}
-		}
+		s.fill(old)
 		i, _ = s.search(hash, name)
 	}
-	s.slots[i] = slot{hash, name, e}
+	s.slots[i] = slot{hash, e}
 	s.used++
 }
 
@@ -209,6 +233,32 @@ func (s *shard) remove(hash uint64, name string) {
 	s.slots[hole] = slot{}
 }
 
+// clone returns a shard that is the caller's own.
+func (s *shard) clone() shard { return shard{slices.Clone(s.slots), s.used} }
+
+// shrink gives back slots of which most are free. The shard must be its caller's own.
+func (s *shard) shrink() {
+	if len(s.slots) <= 8 || 8*s.used > len(s.slots) {
+		return
+	}
+	old := s.slots
+	s.slots = nil
+	if s.used > 0 {
+		s.slots = make([]slot, 1<<bits.Len(uint(2*s.used)))
+	}
+	s.fill(old)
+}
+
+// fill puts entries into slots that are free.
+func (s *shard) fill(entries []slot) {
+	for _, o := range entries {
+		if o.e != nil {
+			at, _ := s.search(o.hash, o.e.name())
+			s.slots[at] = o
+		}
+	}
+}
+
 // entry is what one source says of one name, as small as it can be: a million of them are held, of which few are
 // visited at a time. What a connection needs is compiled when the first one asks for it. All but the route is
 // immutable.
@@ -222,6 +272,7 @@ type entry struct {
 	nameLen     uint8
 	checked     bool // has a health_check
 	certificate certKind
+	pairEnds    epochTime // when the tenant's own pair expires; 0: it has none
 }
 
 // namePrefix is what the JSON of a domain begins with; the name follows, which needs no escapes in normal form.
@@ -231,8 +282,8 @@ func (e *entry) name() string { return e.body[len(namePrefix) : len(namePrefix)+
 
 // domain reads the entry's domain from its JSON.
 func (e *entry) domain() *domain.Domain {
-	d := new(domain.Domain)
-	if err := d.UnmarshalJSON([]byte(e.body)); err != nil {
+	d, err := domain.Reread([]byte(e.body))
+	if err != nil {
 		panic(err) // we wrote it
 	}
 	return d
@@ -274,7 +325,7 @@ func (e *entry) with(source sourceRank, put *entry) *entry {
 func (e *entry) before(next *entry) *entry {
 	c := &entry{
 		body: e.body, next: next, epoch: e.epoch, security: e.security, source: e.source, nameLen: e.nameLen,
-		checked: e.checked, certificate: e.certificate,
+		checked: e.checked, certificate: e.certificate, pairEnds: e.pairEnds,
 	}
 	c.route.Store(e.route.Load())
 	return c

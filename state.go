@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/keptset"
@@ -39,25 +40,31 @@ type state struct {
 	learning dialSlots // of ALPN: the same bounds, apart from those of the early dials
 	alpn     alpnCache
 	certs    certificates
+	http01   http01
 
 	upstreams upstreamPool
 	health    health
 	remote    remoteState // of the poller
 
-	keepingAdmin sync.Mutex // held while the admin-set domains are written to storage
+	keepingAdmin sync.Mutex // held while the admin-set domains are written to storage; guards these two
+	adminKept    adminKept
+	adminUnread  error // why what was kept before is not known, and must not be overwritten
 
-	once     sync.Once           // closes ready
-	mu       sync.Mutex          // guards the rest, and who writes table and settings
-	apps     []*App              // started: the one in force, then its successor during a reload
+	once   sync.Once              // closes ready
+	mu     sync.Mutex             // guards the rest, and who writes table, settings and poller; apply may hold it for seconds
+	apps   []*App                 // started: the one in force, then its successor during a reload
+	poller atomic.Pointer[poller] // nil: there is no management URL
+	polled <-chan struct{}        // closed when the poller before, if there was one, has ended
+
+	told     sync.Mutex          // guards the rest, for reports, which do not wait for apply
 	shadowed map[string]struct{} // names that several sources give
 	rejects  rejects             // of the management plane
-	poller   *poller             // nil: there is no management URL
-	polled   <-chan struct{}     // closed when the poller before, if there was one, has ended
 }
 
 // rejects are records of the management plane that are not in force as it last said them.
 type rejects struct {
-	records int
+	names   map[string]struct{}
+	unnamed int       // records without a readable name
 	list    []refusal // the last of them
 }
 
@@ -68,6 +75,9 @@ type settings struct {
 	own          *netpolicy.Policy // for those that did: only loops are refused
 	kept         *keptset.Store    // nil: nothing can be kept, or nothing has to be
 	persistAdmin bool
+	http         bool          // plain HTTP is served
+	httpsPort    string        // that it is redirected to: `:8443`, empty for 443
+	caddyTLS     *caddytls.TLS // has Caddy's own certificates; nil: there are none
 	logger       *zap.Logger
 	accessLog    *zap.Logger
 }
@@ -78,8 +88,9 @@ func newState() *state {
 		MinVersion:         tls.VersionTLS13,
 		GetConfigForClient: s.hello,
 	}
-	s.table.Store(&table{})
+	s.table.Store(&table{adminVersion: epochs.Add(1) << 32}) // which no other state has had
 	s.certs.open(s)
+	s.http01.open(s, usualHTTPBounds)
 	s.health.open(s)
 	return s
 }
@@ -123,6 +134,7 @@ func (s *state) drain(grace time.Duration) {
 	defer draining.CompareAndSwap(s, nil)
 	defer s.certs.close()
 	defer s.stopPolling()()
+	defer s.http01.shut()()
 	s.health.stop()
 	select {
 	case <-s.live.empty():
@@ -138,17 +150,26 @@ func (s *state) drain(grace time.Duration) {
 	}
 }
 
-// stopPolling stops the poller, and returns what waits until it has kept what it had to.
+// stopPolling stops the poller, and returns what waits until it has kept what it had to, or a storage has had time enough.
 func (s *state) stopPolling() (wait func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.poller
+	p := s.poller.Load()
 	if p == nil {
 		return func() {}
 	}
 	p.stop()
-	return func() { <-p.done }
+	return func() {
+		select {
+		case <-p.done:
+		case <-time.After(lastKeep):
+		}
+	}
 }
+
+// lastKeep is how long the last set may take to be kept when the process may be exiting: before systemd loses its patience.
+// A variable for tests.
+var lastKeep = 10 * time.Second
 
 // start queues an app's config. It comes into force now if no other is, else when the one before it stops:
 // Caddy starts all apps of a config and only then stops those of the one before, so that a config of
@@ -176,15 +197,17 @@ func (s *state) stop(a *App) {
 
 // enforce puts the first app's settings and domains in force. Call it with the lock held.
 func (s *state) enforce() {
-	a := s.apps[0]
+	a, before := s.apps[0], s.settings.Load()
 	s.settings.Store(&settings{
 		limits: a.Limits, kept: a.kept, persistAdmin: a.PersistAdmin,
 		policy: a.policy, own: (*netpolicy.Policy)(nil).WithOwn(ownListeners),
+		http: len(a.httpAddrs) > 0, httpsPort: a.httpsPort, caddyTLS: a.caddyTLS,
 		logger: a.logger, accessLog: a.accessLog,
 	})
 	admission.limit.Store(int64(a.Limits.MaxConnections))
 	refused := s.refuseOverLimit
 	admission.refused.Store(&refused)
+	s.certs.http.Store(len(a.httpAddrs) > 0 || a.http01s.Load() > 0)
 	s.certs.use(a.issuing)
 	static := s.newChangeSet(rankStatic, true, nil)
 	for _, d := range a.drafts {
@@ -198,8 +221,11 @@ func (s *state) enforce() {
 		if !a.PersistAdmin {
 			store = nil
 		}
-		go s.restore(store, s.poller)
+		go s.restore(store, s.poller.Load())
 	})
+	if before != nil && a.PersistAdmin && !before.persistAdmin {
+		go s.beginToKeep()
+	}
 }
 
 // adopted takes the management settings that a config loader has handed to an app, if that is in force; else enforce

@@ -78,8 +78,8 @@ const (
 
 // What is done when a BYOC pair expires, for Certificate.Fallback. The empty value means FallbackNone.
 const (
-	FallbackNone = "none" // the domain has no certificate until the tenant brings a new pair
-	FallbackACME = "acme" // one is obtained from the edge's issuers
+	FallbackNone = "none" // it goes on being served, until the tenant brings a new one: clients that verify refuse it and say why
+	FallbackACME = "acme" // one from the edge's issuers is served, obtained a week ahead; until there is one, the pair
 )
 
 // Limits of a record.

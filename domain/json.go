@@ -17,7 +17,7 @@ import (
 // On failure it returns nil and all faults of the record, joined: see Error and Errors.
 func Parse(data []byte, src Source) (*Domain, error) {
 	var f, semantic faults
-	d := decode(data, &f)
+	d := decode(data, MaxSize, &f)
 	name := normalize(&d, src, &semantic)
 	f.merge(&semantic)
 	if err := f.err(name); err != nil {
@@ -33,12 +33,23 @@ func Parse(data []byte, src Source) (*Domain, error) {
 // dropped fields given twice.
 func (d *Domain) UnmarshalJSON(data []byte) error {
 	var f faults
-	read := decode(data, &f)
+	read := decode(data, MaxSize, &f)
 	if err := f.err(recordName(read.Name)); err != nil {
 		return err
 	}
 	*d = read
 	return nil
+}
+
+// Reread reads what AppendJSON wrote. Unlike UnmarshalJSON it takes any length: normal form may be longer than what came in,
+// and so may be what is in the files that a static domain names.
+func Reread(text []byte) (*Domain, error) {
+	var f faults
+	d := decode(text, len(text), &f)
+	if err := f.err(recordName(d.Name)); err != nil {
+		return nil, err
+	}
+	return &d, nil
 }
 
 // recordName returns what errors call the record that gives this name.
@@ -49,9 +60,9 @@ func recordName(name string) string {
 	return shorten(name)
 }
 
-// decode reads as much of data as can be understood and reports the rest to f.
-func decode(data []byte, f *faults) (d Domain) {
-	if err := checkSyntax(data); err != nil {
+// decode reads as much of data, which may have so many bytes, as can be understood and reports the rest to f.
+func decode(data []byte, most int, f *faults) (d Domain) {
+	if err := checkSyntax(data, most); err != nil {
 		f.add("", err)
 		return d
 	}
@@ -62,9 +73,9 @@ func decode(data []byte, f *faults) (d Domain) {
 
 // checkSyntax returns nil if data is one JSON text. encoding/json limits its nesting, and decoder goes no
 // deeper than the fields of a domain do.
-func checkSyntax(data []byte) error {
-	if len(data) > MaxSize {
-		return fmt.Errorf("the record has %d bytes, more than the %d allowed; shorten its PEM texts", len(data), MaxSize)
+func checkSyntax(data []byte, most int) error {
+	if len(data) > most {
+		return fmt.Errorf("the record has %d bytes, more than the %d allowed; shorten its PEM texts", len(data), most)
 	}
 	// RFC 8259 section 8.1 asks for UTF-8; encoding/json would replace what is not.
 	if !utf8.Valid(data) {

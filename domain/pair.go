@@ -17,9 +17,12 @@ import (
 	"time"
 )
 
-// ErrExpired is in what CheckPair returns when a certificate of the chain has expired: the edge then does
-// what Certificate.Fallback says.
-var ErrExpired = errors.New("the certificate has expired")
+// ErrExpired and ErrNotYetValid are in what CheckPair returns when a certificate of the chain is out of date. What an
+// edge does with a pair that it has when that expires is in Certificate.Fallback.
+var (
+	ErrExpired     = errors.New("the certificate has expired")
+	ErrNotYetValid = errors.New("the certificate is not valid yet")
+)
 
 // maxChain is how many certificates a chain may have. Public chains have two or three; every full
 // handshake carries all of them.
@@ -35,14 +38,19 @@ const maxChain = 16
 // P-521 or Ed25519; nothing is signed with MD5 or SHA-1. Of a root at the end none of this is asked, since
 // clients do not look at the copy they are sent.
 //
-// Whether clients trust the chain is not checked: a tenant's own CA is as good as a public one. What will
-// probably be refused by clients for that reason, such as a missing intermediate, is in warnings, one
-// sentence each; warnings come with errors too.
+// Whether clients trust the chain is not checked: a tenant's own CA is as good as a public one. What some
+// clients will probably refuse is in warnings, one sentence each: a chain without its intermediate (it ends in no root
+// that this machine knows, and the leaf says where its issuer's certificate is), one that its issuers' own limits do not
+// allow, a kind of key that browsers do not know. Warnings of the chain's end come with errors too.
 //
 // The certificate has its Leaf set. On failure it is nil, and err joins all faults as *Error, with the
-// fields `certificate.chain_pem`, `certificate.key_pem` and `name`; errors.Is(err, ErrExpired) tells
-// expiry. Neither errors nor warnings hold key material.
+// fields `certificate.chain_pem`, `certificate.key_pem` and `name`; errors.Is tells ErrExpired and
+// ErrNotYetValid. Neither errors nor warnings hold key material.
 func CheckPair(chainPEM, keyPEM []byte, name string, now time.Time) (cert *tls.Certificate, warnings []string, err error) {
+	return checkPair(chainPEM, keyPEM, name, now, knownRoots())
+}
+
+func checkPair(chainPEM, keyPEM []byte, name string, now time.Time, roots *x509.CertPool) (cert *tls.Certificate, warnings []string, err error) {
 	var f faults
 	host, err := NormalName(name)
 	if err != nil {
@@ -61,7 +69,7 @@ func CheckPair(chainPEM, keyPEM []byte, name string, now time.Time) (cert *tls.C
 		f.add("key_pem", err)
 	}
 	if len(chain) > 0 {
-		c := chainCheck{chain: chain, now: now, faults: &f}
+		c := chainCheck{chain: chain, now: now, roots: roots, faults: &f}
 		c.leaf(host)
 		c.order()
 		for i := range chain {
@@ -161,6 +169,7 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 type chainCheck struct {
 	chain []*x509.Certificate
 	now   time.Time
+	roots *x509.CertPool // nil: unknown
 	*faults
 }
 
@@ -245,7 +254,7 @@ func (c *chainCheck) certificate(i int) {
 	case c.now.After(cert.NotAfter):
 		c.faultf("%w: certificate %d ended at %s; renew it", ErrExpired, i+1, timeText(cert.NotAfter))
 	case c.now.Before(cert.NotBefore):
-		c.faultf("certificate %d is valid from %s on, and it is %s; wait, or correct the clock", i+1, timeText(cert.NotBefore), timeText(c.now))
+		c.faultf("%w: certificate %d is valid from %s on, and it is %s; wait, or correct the clock", ErrNotYetValid, i+1, timeText(cert.NotBefore), timeText(c.now))
 	}
 	if weakSignature(cert) {
 		c.faultf("certificate %d is signed with %s, which can be forged; get it issued with SHA-256", i+1, cert.SignatureAlgorithm)
@@ -303,14 +312,43 @@ func (c *chainCheck) match(key crypto.Signer) {
 
 // warnings returns what may make clients refuse a chain that is sound in itself.
 func (c *chainCheck) warnings() (all []string) {
+	warnf := func(format string, args ...any) {
+		all = append(all, fmt.Sprintf("certificate.chain_pem: "+format, args...))
+	}
 	leaf, last := c.chain[0], len(c.chain)-1
 	switch {
 	case last == 0 && selfIssued(leaf):
-		all = append(all, "certificate.chain_pem: the certificate is self-signed; only clients that have it as a root will accept it")
-	case last == 0:
-		all = append(all, fmt.Sprintf("certificate.chain_pem: only the certificate itself is given; unless its issuer %s is a root that clients have, add the issuer's certificate behind it", quote(leaf.Issuer.String())))
+		warnf("the certificate is self-signed; only clients that have it as a root will accept it")
 	case c.isRoot(last):
-		all = append(all, fmt.Sprintf("certificate.chain_pem: certificate %d is a root, which clients do not use; without it every handshake is %d bytes smaller", last+1, len(c.chain[last].Raw)))
+		warnf("certificate %d is a root, which clients do not use; without it every handshake is %d bytes smaller", last+1, len(c.chain[last].Raw))
+	case len(leaf.IssuingCertificateURL) == 0:
+		// Of a CA that publishes nothing, which is a private one: its clients have all of it.
+	case last == 0 && (c.roots == nil || c.endsUnknown()):
+		warnf("only the certificate itself is given; unless its issuer %s is a root that clients have, add the issuer's certificate behind it", quote(leaf.Issuer.String()))
+	case last > 0 && c.endsUnknown():
+		warnf("the chain ends in certificate %d, whose issuer %s is no root that this machine knows; unless clients have it as one, add its certificate",
+			last+1, quote(c.chain[last].Issuer.String()))
+	}
+	if kind := rareKey(leaf.PublicKey); kind != "" {
+		warnf("the key is %s, which not all browsers accept; use P-256 or RSA for them", kind)
+	}
+	if len(c.list) == 0 {
+		if err := c.path(); err != nil {
+			warnf("clients will probably refuse the chain (%s)", shorten(err.Error()))
+		}
 	}
 	return all
+}
+
+// rareKey names the kinds of key that TLS 1.3 has and some browsers do not.
+func rareKey(key any) string {
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		return "Ed25519"
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P521() {
+			return "P-521"
+		}
+	}
+	return ""
 }

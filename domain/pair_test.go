@@ -185,13 +185,43 @@ func TestCheckPairAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	leaf384 := issue(t, middle, template("leaf", "app.example.com"), p384)
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf521 := issue(t, middle, template("leaf", "app.example.com"), p521)
+	publishing := func(issuer *authority) *authority {
+		c := template("leaf", "app.example.com")
+		c.IssuingCertificateURL = []string{"http://ca.example.net/issuer.der"}
+		return issue(t, issuer, c, nil)
+	}
+	known := x509.NewCertPool() // root; nobody knows of lonely
+	known.AddCert(root.cert)
+	lonely := issue(t, nil, template("lonely"), nil)
+	lonelyMiddle := issue(t, lonely, template("lonely middle"), nil)
+	byMiddle, byRoot, byLonely, byLonelyMiddle := publishing(middle), publishing(root), publishing(lonely), publishing(lonelyMiddle)
+	bound := func(change func(*x509.Certificate)) *authority {
+		c := template("bound")
+		change(c)
+		return issue(t, root, c, nil)
+	}
+	elsewhere := bound(func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.org"} })
+	byElsewhere := issue(t, elsewhere, template("leaf", "app.example.com"), nil)
+	mail := bound(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection} })
+	byMail := issue(t, mail, template("leaf", "app.example.com"), nil)
+	shallow := bound(func(c *x509.Certificate) { c.MaxPathLenZero = true })
+	below := issue(t, shallow, template("below"), nil)
+	byBelow := issue(t, below, template("leaf", "app.example.com"), nil)
+	strangeTemplate := template("leaf", "app.example.com")
+	strangeTemplate.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
+	strange := issue(t, middle, strangeTemplate, nil)
 
 	tests := []struct {
 		name    string
 		chain   []byte
 		key     []byte
 		domain  string
-		warning string // part of the one warning; empty: none
+		warning string // parts of the warnings, between semicolons; empty: none
 	}{
 		{"chain", encodeCerts(leaf, middle), encodeKey(t, leaf.key), "app.example.com", ""},
 		{"covered by wildcard", encodeCerts(leaf, middle), encodeKey(t, leaf.key), "other.example.com", ""},
@@ -202,18 +232,28 @@ func TestCheckPairAccepts(t *testing.T) {
 		{"text around", slices.Concat([]byte("leaf:\n"), encodeCerts(leaf), []byte("middle:\r\n"), encodeCerts(middle), []byte("\n")), encodeKey(t, leaf.key), "app.example.com", ""},
 		{"certificate beside the key", encodeCerts(leaf, middle), append(encodeCerts(leaf), encodeKey(t, leaf.key)...), "app.example.com", ""},
 		{"PKCS #1", encodeCerts(rsaLeaf, middle), pkcs1, "app.example.com", ""},
-		{"Ed25519", encodeCerts(edLeaf, middle), encodeKey(t, edKey), "app.example.com", ""},
+		{"Ed25519", encodeCerts(edLeaf, middle), encodeKey(t, edKey), "app.example.com", "the key is Ed25519"},
+		{"P-521", encodeCerts(leaf521, middle), encodeKey(t, p521), "app.example.com", "the key is P-521"},
 		{"P-384", encodeCerts(leaf384, middle), encodeKey(t, p384), "app.example.com", ""},
 		{"any usage", encodeCerts(anyLeaf, middle), encodeKey(t, anyLeaf.key), "app.example.com", ""},
 		{"with root", encodeCerts(leaf, middle, root), encodeKey(t, leaf.key), "app.example.com", "is a root"},
 		{"with expired root", encodeCerts(byExpired, expiredRoot), encodeKey(t, byExpired.key), "app.example.com", "is a root"},
 		{"with SHA-1 root", encodeCerts(byOld, withSHA1(t, oldRoot, oldRoot)), encodeKey(t, byOld.key), "app.example.com", "is a root"},
-		{"leaf alone", encodeCerts(leaf), encodeKey(t, leaf.key), "app.example.com", "only the certificate itself"},
+		{"leaf alone", encodeCerts(byMiddle), encodeKey(t, byMiddle.key), "app.example.com", "only the certificate itself"},
+		{"leaf alone, of a private CA", encodeCerts(leaf), encodeKey(t, leaf.key), "app.example.com", ""},
+		{"leaf alone, of a known root", encodeCerts(byRoot), encodeKey(t, byRoot.key), "app.example.com", ""},
+		{"leaf alone, of a root that nobody knows", encodeCerts(byLonely), encodeKey(t, byLonely.key), "app.example.com", "only the certificate itself"},
+		{"chain to a known root", encodeCerts(byMiddle, middle), encodeKey(t, byMiddle.key), "app.example.com", ""},
+		{"chain to a root that nobody knows", encodeCerts(byLonelyMiddle, lonelyMiddle), encodeKey(t, byLonelyMiddle.key), "app.example.com", `in certificate 2, whose issuer "CN=lonely" is no root`},
+		{"name constraints", encodeCerts(byElsewhere, elsewhere), encodeKey(t, byElsewhere.key), "app.example.com", "clients will probably refuse the chain"},
+		{"issuer of mail certificates", encodeCerts(byMail, mail), encodeKey(t, byMail.key), "app.example.com", "clients will probably refuse the chain"},
+		{"path length", encodeCerts(byBelow, below, shallow, root), encodeKey(t, byBelow.key), "app.example.com", "is a root; clients will probably refuse the chain"},
+		{"critical extension that nobody knows", encodeCerts(strange, middle), encodeKey(t, strange.key), "app.example.com", "clients will probably refuse the chain"},
 		{"self-signed", encodeCerts(self), encodeKey(t, self.key), "app.example.com", "self-signed"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			cert, warnings, err := CheckPair(tt.chain, tt.key, tt.domain, now)
+			cert, warnings, err := checkPair(tt.chain, tt.key, tt.domain, now, known)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -223,9 +263,17 @@ func TestCheckPairAccepts(t *testing.T) {
 			if got := bytes.Count(tt.chain, []byte("BEGIN CERT")); len(cert.Certificate) != got {
 				t.Errorf("%d certificates, want %d", len(cert.Certificate), got)
 			}
-			text := strings.Join(warnings, "; ")
-			if (tt.warning == "") != (len(warnings) == 0) || !strings.Contains(text, tt.warning) || len(warnings) > 1 {
-				t.Errorf("warnings %q, want %q", warnings, tt.warning)
+			wanted := strings.Split(tt.warning, "; ")
+			if tt.warning == "" {
+				wanted = nil
+			}
+			if len(warnings) != len(wanted) {
+				t.Fatalf("warnings %q, want %q", warnings, tt.warning)
+			}
+			for i, want := range wanted {
+				if !strings.Contains(warnings[i], want) || !strings.HasPrefix(warnings[i], "certificate.chain_pem: ") {
+					t.Errorf("warning %q, want %q", warnings[i], want)
+				}
 			}
 		})
 	}
@@ -353,7 +401,27 @@ func TestCheckPairRefuses(t *testing.T) {
 			if got, want := errors.Is(err, ErrExpired), strings.Contains(tt.name, "expired"); got != want {
 				t.Errorf("errors.Is(err, ErrExpired) is %v, want %v", got, want)
 			}
+			if got, want := errors.Is(err, ErrNotYetValid), tt.name == "not yet valid"; got != want {
+				t.Errorf("errors.Is(err, ErrNotYetValid) is %v, want %v", got, want)
+			}
 		})
+	}
+}
+
+// Without a list of roots nobody can say what a chain misses but its first issuer.
+func TestCheckPairWithoutRoots(t *testing.T) {
+	root := issue(t, nil, template("root"), nil)
+	middle := issue(t, root, template("middle"), nil)
+	c := template("leaf", "app.example.com")
+	c.IssuingCertificateURL = []string{"http://ca.example.net/issuer.der"}
+	leaf := issue(t, middle, c, nil)
+	for _, tt := range []struct {
+		chain []byte
+		want  int
+	}{{encodeCerts(leaf), 1}, {encodeCerts(leaf, middle), 0}} {
+		if _, warnings, err := checkPair(tt.chain, encodeKey(t, leaf.key), "app.example.com", now, nil); err != nil || len(warnings) != tt.want {
+			t.Errorf("%v, warnings %q, want %d", err, warnings, tt.want)
+		}
 	}
 }
 

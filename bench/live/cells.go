@@ -2,21 +2,11 @@
 
 package main
 
-import "fmt"
+import (
+	"fmt"
 
-// cell is one measurement: a scenario with every parameter fixed. Its name is made of key=value, so that -run can
-// choose and raw results can be joined.
-type cell struct {
-	name    string
-	metrics []metric // the first is the main figure
-}
-
-// metric is one figure of a cell. Less is better where there is a limit.
-type metric struct {
-	key, unit string
-	limit     *float64 // the target: at most this, at the median; nil: none
-	most      bool     // each single figure must keep it, not the median
-}
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
+)
 
 const (
 	scenarioSet       = "scenario=set"
@@ -40,11 +30,9 @@ const (
 	lossTarget      = 0.0   // bytes lost, connections reset
 )
 
-func atMost(v float64) *float64 { return &v }
-
 // cells lists everything that is measured, in the order of a run.
-var cells = func() []cell {
-	var all []cell
+var cells = func() []lab.Cell {
+	var all []lab.Cell
 	for _, cores := range []string{"1", "all"} {
 		one := func(v float64) *float64 {
 			if cores == "1" {
@@ -53,85 +41,85 @@ var cells = func() []cell {
 			return nil
 		}
 		for _, kind := range []string{"first", "replace"} {
-			all = append(all, cell{fmt.Sprintf("%s/cores=%s/kind=%s", scenarioSet, cores, kind), []metric{
-				{key: "seconds", unit: "s, from the answer to live", limit: one(setTarget)},
-				{key: "cpu_s", unit: "CPU s, until live"},
-				{key: "cpu_settled_s", unit: "CPU s, until at rest (the set is kept)"},
-				{key: "transfer_s", unit: "s, of which until the body was sent"},
-				{key: "reported_s", unit: "s, as the status says (after the body)"},
-				{key: "body_mib", unit: "MiB, the body"},
-				{key: "collections", unit: "collections"},
-				{key: "pause_most_ms", unit: "ms, longest stop of the world"},
-				{key: "pause_total_ms", unit: "ms, all stops"},
+			all = append(all, lab.Cell{Name: fmt.Sprintf("%s/cores=%s/kind=%s", scenarioSet, cores, kind), Metrics: []lab.Metric{
+				{Key: "seconds", Unit: "s, from the answer to live", Limit: one(setTarget)},
+				{Key: "cpu_s", Unit: "CPU s, until live"},
+				{Key: "cpu_settled_s", Unit: "CPU s, until at rest (the set is kept)"},
+				{Key: "transfer_s", Unit: "s, of which until the body was sent"},
+				{Key: "reported_s", Unit: "s, as the status says (after the body)"},
+				{Key: "body_mib", Unit: "MiB, the body"},
+				{Key: "collections", Unit: "collections"},
+				{Key: "pause_most_ms", Unit: "ms, longest stop of the world"},
+				{Key: "pause_total_ms", Unit: "ms, all stops"},
 			}})
 		}
 		for _, after := range []string{"first", "replace"} {
-			all = append(all, cell{fmt.Sprintf("%s/cores=%s/after=%s", scenarioMemory, cores, after), []metric{
-				{key: "heap_inuse", unit: "bytes per domain, HeapInuse", limit: one(memoryTarget)},
-				{key: "heap_alloc", unit: "bytes per domain, HeapAlloc"},
-				{key: "rss", unit: "bytes per domain, resident, not settled"},
+			all = append(all, lab.Cell{Name: fmt.Sprintf("%s/cores=%s/after=%s", scenarioMemory, cores, after), Metrics: []lab.Metric{
+				{Key: "heap_inuse", Unit: "bytes per domain, HeapInuse", Limit: one(memoryTarget)},
+				{Key: "heap_alloc", Unit: "bytes per domain, HeapAlloc"},
+				{Key: "rss", Unit: "bytes per domain, resident, not settled"},
 			}})
 		}
 		if cores == "1" {
-			all = append(all, cell{scenarioDelta + "/cores=" + cores, []metric{
-				{key: "handshake_ms", unit: "ms, to the first handshake of a new name", limit: one(deltaTarget)},
-				{key: "status_ms", unit: "ms, to the revision in the status", limit: one(deltaTarget)},
-				{key: "reported_ms", unit: "ms, as the status says (after the body)"},
-				{key: "cpu_ms", unit: "CPU ms, until live, probes included"},
-				{key: "cpu_settled_ms", unit: "CPU ms, until at rest"},
-				{key: "body_kib", unit: "KiB, the body"},
-				{key: "pause_most_ms", unit: "ms, longest stop of the world"},
+			all = append(all, lab.Cell{Name: scenarioDelta + "/cores=" + cores, Metrics: []lab.Metric{
+				{Key: "handshake_ms", Unit: "ms, to the first handshake of a new name", Limit: one(deltaTarget)},
+				{Key: "status_ms", Unit: "ms, to the revision in the status", Limit: one(deltaTarget)},
+				{Key: "reported_ms", Unit: "ms, as the status says (after the body)"},
+				{Key: "cpu_ms", Unit: "CPU ms, until live, probes included"},
+				{Key: "cpu_settled_ms", Unit: "CPU ms, until at rest"},
+				{Key: "body_kib", Unit: "KiB, the body"},
+				{Key: "pause_most_ms", Unit: "ms, longest stop of the world"},
 			}})
 		}
-		all = append(all, cell{scenarioHandshake + "/cores=" + cores, []metric{
-			{key: "apply_p99_ms", unit: "ms, p99 of a round while sets are applied"},
-			{key: "idle_p99_ms", unit: "ms, p99 of a round with nothing beside"},
-			{key: "apply_p50_ms", unit: "ms, median while sets are applied"},
-			{key: "idle_p50_ms", unit: "ms, median with nothing beside"},
-			{key: "apply_most_ms", unit: "ms, longest while sets are applied"},
-			{key: "idle_most_ms", unit: "ms, longest with nothing beside"},
-			{key: "apply_cpu_s", unit: "CPU s of a round while sets are applied"},
-			{key: "idle_cpu_s", unit: "CPU s of a round with nothing beside"},
-			{key: "apply_count", unit: "handshakes of a round while sets are applied"},
-			{key: "failed", unit: "handshakes failed", limit: atMost(0), most: true},
-			{key: "pause_most_ms", unit: "ms, longest stop of the world meanwhile"},
+		all = append(all, lab.Cell{Name: scenarioHandshake + "/cores=" + cores, Metrics: []lab.Metric{
+			{Key: "apply_p99_ms", Unit: "ms, p99 of a round while sets are applied"},
+			{Key: "idle_p99_ms", Unit: "ms, p99 of a round with nothing beside"},
+			{Key: "apply_p50_ms", Unit: "ms, median while sets are applied"},
+			{Key: "idle_p50_ms", Unit: "ms, median with nothing beside"},
+			{Key: "apply_most_ms", Unit: "ms, longest while sets are applied"},
+			{Key: "idle_most_ms", Unit: "ms, longest with nothing beside"},
+			{Key: "apply_cpu_s", Unit: "CPU s of a round while sets are applied"},
+			{Key: "idle_cpu_s", Unit: "CPU s of a round with nothing beside"},
+			{Key: "apply_count", Unit: "handshakes of a round while sets are applied"},
+			{Key: "failed", Unit: "handshakes failed", Limit: lab.AtMost(0), Most: true},
+			{Key: "pause_most_ms", Unit: "ms, longest stop of the world meanwhile"},
 		}})
 	}
 	for _, domains := range []int{10, 100_000, 1_000_000} {
-		all = append(all, cell{fmt.Sprintf("%s/domains=%d", scenarioLookup, domains), []metric{
-			{key: "ns", unit: "ns per lookup", limit: atMost(lookupTarget)},
+		all = append(all, lab.Cell{Name: fmt.Sprintf("%s/domains=%d", scenarioLookup, domains), Metrics: []lab.Metric{
+			{Key: "ns", Unit: "ns per lookup", Limit: lab.AtMost(lookupTarget)},
 		}})
 	}
-	common := []metric{
-		{key: "lost_bytes", unit: "bytes lost", limit: atMost(lossTarget)},
-		{key: "wrong", unit: "connections with wrong bytes", limit: atMost(lossTarget)},
-		{key: "reset", unit: "connections reset", limit: atMost(lossTarget)},
-		{key: "otherwise", unit: "connections ended early or stalled otherwise", limit: atMost(lossTarget)},
-		{key: "conns", unit: "connections open all the time"},
-		{key: "relayed_mib", unit: "MiB relayed and compared"},
-		{key: "visits", unit: "new connections beside, while changes are made"},
-		{key: "visits_failed", unit: "of which failed"},
-		{key: "visits_failed_percent", unit: "%, the same"},
-		{key: "quiet_failed", unit: "new connections that failed before the changes"},
-		{key: "changes", unit: "domains changed"},
-		{key: "resyncs", unit: "full sets beside"},
-		{key: "reloads", unit: "config reloads"},
-		{key: "seconds", unit: "s, in which"},
-		{key: "request_ms", unit: "ms, one change through the API, median"},
-		{key: "request_most_ms", unit: "ms, one change through the API, longest"},
-		{key: "delta_ms", unit: "ms, a delta until live, median"},
-		{key: "resync_ms", unit: "ms, a full set until live, median"},
-		{key: "reload_ms", unit: "ms, a config reload, median"},
-		{key: "quiet_cores", unit: "cores used by relaying and new connections alone"},
-		{key: "cpu_ms_per_change", unit: "CPU ms per change, relaying taken off"},
-		{key: "ten_thousand_s", unit: "s, 10,000 changes through the API one by one, reckoned"},
-		{key: "ten_thousand_cpu_s", unit: "CPU s, 10,000 changes, reckoned"},
-		{key: "quiet_p99_ms", unit: "ms, p99 of a frame's way, before the changes"},
-		{key: "change_p99_ms", unit: "ms, p99 of a frame's way, during the changes"},
-		{key: "quiet_most_ms", unit: "ms, longest way of a frame, before the changes"},
-		{key: "change_most_ms", unit: "ms, longest way of a frame, during the changes"},
+	common := []lab.Metric{
+		{Key: "lost_bytes", Unit: "bytes lost", Limit: lab.AtMost(lossTarget)},
+		{Key: "wrong", Unit: "connections with wrong bytes", Limit: lab.AtMost(lossTarget)},
+		{Key: "reset", Unit: "connections reset", Limit: lab.AtMost(lossTarget)},
+		{Key: "otherwise", Unit: "connections ended early or stalled otherwise", Limit: lab.AtMost(lossTarget)},
+		{Key: "conns", Unit: "connections open all the time"},
+		{Key: "relayed_mib", Unit: "MiB relayed and compared"},
+		{Key: "visits", Unit: "new connections beside, while changes are made"},
+		{Key: "visits_failed", Unit: "of which failed"},
+		{Key: "visits_failed_percent", Unit: "%, the same"},
+		{Key: "quiet_failed", Unit: "new connections that failed before the changes"},
+		{Key: "changes", Unit: "domains changed"},
+		{Key: "resyncs", Unit: "full sets beside"},
+		{Key: "reloads", Unit: "config reloads"},
+		{Key: "seconds", Unit: "s, in which"},
+		{Key: "request_ms", Unit: "ms, one change through the API, median"},
+		{Key: "request_most_ms", Unit: "ms, one change through the API, longest"},
+		{Key: "delta_ms", Unit: "ms, a delta until live, median"},
+		{Key: "resync_ms", Unit: "ms, a full set until live, median"},
+		{Key: "reload_ms", Unit: "ms, a config reload, median"},
+		{Key: "quiet_cores", Unit: "cores used by relaying and new connections alone"},
+		{Key: "cpu_ms_per_change", Unit: "CPU ms per change, relaying taken off"},
+		{Key: "ten_thousand_s", Unit: "s, 10,000 changes through the API one by one, reckoned"},
+		{Key: "ten_thousand_cpu_s", Unit: "CPU s, 10,000 changes, reckoned"},
+		{Key: "quiet_p99_ms", Unit: "ms, p99 of a frame's way, before the changes"},
+		{Key: "change_p99_ms", Unit: "ms, p99 of a frame's way, during the changes"},
+		{Key: "quiet_most_ms", Unit: "ms, longest way of a frame, before the changes"},
+		{Key: "change_most_ms", Unit: "ms, longest way of a frame, during the changes"},
 	}
-	return append(all, cell{livePQProxy, common}, cell{liveCaddyL4, common})
+	return append(all, lab.Cell{Name: livePQProxy, Metrics: common}, lab.Cell{Name: liveCaddyL4, Metrics: common})
 }()
 
 // largePrefixes are what the names of the cells begin with that share a process and a large set.
@@ -141,13 +129,4 @@ func largePrefixes(cores string) []string {
 		prefixes = append(prefixes, scenario+"/cores="+cores)
 	}
 	return prefixes
-}
-
-func findCell(name string) (cell, bool) {
-	for _, c := range cells {
-		if c.name == name {
-			return c, true
-		}
-	}
-	return cell{}, false
 }

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // plan makes the changes of the live scenario and remembers what must be live after them, by source. Names in use have
@@ -43,7 +45,7 @@ const (
 	sourceAdmin  = "admin"
 	sourceRemote = "remote"
 
-	firstAdmin = maxDomains / 2
+	firstAdmin = lab.MaxDomains / 2
 )
 
 // change is a record that takes the place of what has its name, or a removal.
@@ -119,7 +121,7 @@ func (s *sourcePlan) add() change {
 	s.next++
 	s.others[i] = 0
 	s.order = append(s.order, i)
-	return change{typicalName(i), appendTypical(nil, i, 0)}
+	return change{lab.TypicalName(i), lab.AppendTypical(nil, i, 0)}
 }
 
 // fill adds n domains at once.
@@ -153,17 +155,17 @@ func (p *plan) change(s *sourcePlan, taken map[string]bool) change {
 	}
 	at := p.random.IntN(len(s.order))
 	i := s.order[at]
-	if taken[typicalName(i)] {
+	if taken[lab.TypicalName(i)] {
 		return s.add()
 	}
 	if kind < 6 {
 		s.others[i]++
-		return change{typicalName(i), appendTypical(nil, i, s.others[i])}
+		return change{lab.TypicalName(i), lab.AppendTypical(nil, i, s.others[i])}
 	}
 	s.order[at] = s.order[len(s.order)-1]
 	s.order = s.order[:len(s.order)-1]
 	delete(s.others, i)
-	return change{name: typicalName(i)}
+	return change{name: lab.TypicalName(i)}
 }
 
 // replaceAll changes the upstream of every domain of a source that is not in use.
@@ -184,7 +186,7 @@ func (p *plan) elements(source string) []byte {
 		b = append(b, mustJSON(p.used(s, i))...)
 	}
 	for _, i := range slices.Sorted(maps.Keys(s.others)) {
-		b = appendTypical(append(b, ','), i, s.others[i])
+		b = lab.AppendTypical(append(b, ','), i, s.others[i])
 	}
 	return b
 }

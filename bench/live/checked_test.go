@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
 
@@ -90,8 +91,8 @@ func testLoad(t *testing.T, secure bool, pass func(client *tls.Conn, upstream du
 	}
 	t.Cleanup(func() { up.close() })
 	m := startMiddle(t, p, up, pass)
-	d := &dialer{addr: m.addr, roots: p.roots}
-	if err := l.open(d.dial); err != nil {
+	d := &lab.Dialer{Addr: m.addr, Roots: p.roots}
+	if err := l.open(d.Dial); err != nil {
 		t.Fatal(err)
 	}
 	pqtest.Wait(t, "frames on all connections", func() bool { return enough(l) })
@@ -215,15 +216,15 @@ func TestVisit(t *testing.T) {
 	}
 	defer up.close()
 	m := startMiddle(t, p, up, func(client *tls.Conn, upstream duplex) { relayBoth(client, upstream, client) })
-	d := &dialer{addr: m.addr, roots: p.roots}
-	if err := errors.Join(d.visit("a"+adminZone), d.handshake("a"+adminZone)); err != nil {
+	d := &lab.Dialer{Addr: m.addr, Roots: p.roots}
+	if err := errors.Join(visitName(d, "a"+adminZone), d.Handshake("a"+adminZone)); err != nil {
 		t.Error(err)
 	}
-	if err := d.handshake("a.b" + adminZone); err == nil {
+	if err := d.Handshake("a.b" + adminZone); err == nil {
 		t.Error("a certificate for another name was accepted")
 	}
 	bad := startMiddle(t, p, up, func(client *tls.Conn, upstream duplex) { _, _ = io.CopyN(client, client, 8) })
-	if err := (&dialer{addr: bad.addr, roots: p.roots}).visit("a" + adminZone); err == nil {
+	if err := visitName(&lab.Dialer{Addr: bad.addr, Roots: p.roots}, "a"+adminZone); err == nil {
 		t.Error("half an answer was taken for one")
 	}
 }

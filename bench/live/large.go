@@ -23,8 +23,8 @@ const fewDomains = 10
 type large struct {
 	*bench
 	cores string // in the names of cells
-	proxy *proxy
-	feed  *feed
+	proxy *lab.Proxy
+	feed  *lab.Feed
 	sets  [2][]byte // elements of full sets that differ in every domain
 	next  int       // of sets, to be published
 
@@ -39,36 +39,36 @@ func (b *bench) measureLarge(cores string, core int) error {
 		return err
 	}
 	defer upstream.close()
-	f, err := startFeed()
+	f, err := lab.StartFeed()
 	if err != nil {
 		return err
 	}
-	defer f.close()
+	defer f.Close()
 	l := &large{bench: b, cores: cores, feed: f, upstream: upstream}
 	for version := range l.sets {
-		l.sets[version] = typicalSet(b.opts.Domains, version)
+		l.sets[version] = lab.TypicalSet(b.opts.Domains, version)
 	}
 
-	few, _ := f.publishFull(typicalSet(fewDomains, 0), true)
+	few, _ := f.PublishFull(lab.TypicalSet(fewDomains, 0), true)
 	static := []object{{
 		"name": handshakeName, "tenant": "bench", "upstreams": []object{{"dial": upstream.addr}}, "certificate": b.pki.byocFiles(),
 	}}
-	if l.proxy, err = b.launch("pqproxy", core, managed(f.url, static)); err != nil {
+	if l.proxy, err = b.launch("pqproxy", core, managed(f.URL, static)); err != nil {
 		return err
 	}
-	defer b.stop(l.proxy)
-	if _, err := l.proxy.awaitRevision(few, 20*time.Millisecond); err != nil {
+	defer b.proxies.Stop(l.proxy)
+	if _, err := l.proxy.AwaitRevision(few, 20*time.Millisecond); err != nil {
 		return l.explain(err)
 	}
 	if err := l.measureSets(); err != nil {
 		return l.explain(err)
 	}
-	if b.wants(l.cell(scenarioDelta)) {
+	if b.Wants(l.cell(scenarioDelta)) {
 		if err := l.measureDeltas(); err != nil {
 			return l.explain(err)
 		}
 	}
-	if b.wants(l.cell(scenarioHandshake)) {
+	if b.Wants(l.cell(scenarioHandshake)) {
 		if err := l.measureHandshakes(); err != nil {
 			return l.explain(err)
 		}
@@ -90,10 +90,10 @@ func (l *large) explain(err error) error {
 // The number cannot show: a slow line, decompression, verifying a signature (its cost is the hash), or a set whose domains
 // share upstreams.
 func (l *large) measureSets() error {
-	if _, err := l.proxy.settle(); err != nil {
+	if _, err := l.proxy.Settle(); err != nil {
 		return err
 	}
-	before, err := l.proxy.heapAtRest()
+	before, err := l.proxy.HeapAtRest()
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (l *large) measureSets() error {
 		return err
 	}
 	sets := 0
-	if l.wants(l.cell(scenarioSet)) || l.wants(l.cell(scenarioMemory)) {
+	if l.Wants(l.cell(scenarioSet)) || l.Wants(l.cell(scenarioMemory)) {
 		sets = 1
 		if l.cores == "1" { // what the targets are for
 			sets = l.opts.Size.FullSets
@@ -117,7 +117,7 @@ func (l *large) measureSets() error {
 		if err != nil {
 			return err
 		}
-		if err := l.record(l.cell(scenarioSet)+"/kind="+kind, max(n, 1), values, nil, nil); err != nil {
+		if err := l.Record(l.cell(scenarioSet)+"/kind="+kind, max(n, 1), values, nil, nil); err != nil {
 			return err
 		}
 		if n == 0 || n == sets {
@@ -130,11 +130,11 @@ func (l *large) measureSets() error {
 }
 
 func (l *large) measureSet() (map[string]float64, error) {
-	cpu, err := l.proxy.settle()
+	cpu, err := l.proxy.Settle()
 	if err != nil {
 		return nil, err
 	}
-	heap, err := l.proxy.memstats()
+	heap, err := l.proxy.Memstats()
 	if err != nil {
 		return nil, err
 	}
@@ -146,14 +146,14 @@ func (l *large) measureSet() (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	cpuSettled, err := l.proxy.settle()
+	cpuSettled, err := l.proxy.Settle()
 	if err != nil {
 		return nil, err
 	}
 	untilLive, err1 := cpuLive.Since(cpu)
 	untilSettled, err2 := cpuSettled.Since(cpu)
-	after, err3 := l.proxy.memstats()
-	status, err4 := l.proxy.status()
+	after, err3 := l.proxy.Memstats()
+	status, err4 := l.proxy.Status()
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
@@ -161,14 +161,14 @@ func (l *large) measureSet() (map[string]float64, error) {
 		return nil, fmt.Errorf("%d domains are live, %d were published", got, want)
 	}
 	values := map[string]float64{
-		"seconds":       live.Sub(a.start).Seconds(),
-		"transfer_s":    a.end.Sub(a.start).Seconds(),
+		"seconds":       live.Sub(a.Start).Seconds(),
+		"transfer_s":    a.End.Sub(a.Start).Seconds(),
 		"cpu_s":         untilLive.Seconds(),
 		"cpu_settled_s": untilSettled.Seconds(),
-		"body_mib":      float64(a.bytes) / (1 << 20),
+		"body_mib":      float64(a.Bytes) / (1 << 20),
 	}
-	status.addReported(values, "reported_s", revision, time.Second)
-	addPauses(values, after.pausesSince(heap))
+	status.AddReported(values, "reported_s", revision, time.Second)
+	addPauses(values, after.PausesSince(heap))
 	return values, nil
 }
 
@@ -179,25 +179,25 @@ func addPauses(values map[string]float64, pauses []time.Duration) {
 		longest, total = max(longest, p), total+p
 	}
 	values["collections"] = float64(len(pauses))
-	values["pause_most_ms"], values["pause_total_ms"] = milliseconds(longest), milliseconds(total)
+	values["pause_most_ms"], values["pause_total_ms"] = lab.Milliseconds(longest), lab.Milliseconds(total)
 }
 
 // applySet publishes the next full set and waits until it is live.
-func (l *large) applySet() (revision uint64, a *answer, live time.Time, err error) {
-	revision, a = l.feed.publishFull(l.sets[l.next%len(l.sets)], false)
+func (l *large) applySet() (revision uint64, a *lab.Answer, live time.Time, err error) {
+	revision, a = l.feed.PublishFull(l.sets[l.next%len(l.sets)], false)
 	l.next++
 	live, err = l.awaitLive(revision, a, 10*time.Millisecond)
 	return revision, a, live, err
 }
 
 // awaitLive waits until the status shows a revision, and for the end of the answer that brought it.
-func (l *large) awaitLive(revision uint64, a *answer, every time.Duration) (time.Time, error) {
-	live, err := l.proxy.awaitRevision(revision, every)
+func (l *large) awaitLive(revision uint64, a *lab.Answer, every time.Duration) (time.Time, error) {
+	live, err := l.proxy.AwaitRevision(revision, every)
 	if err != nil {
 		return live, err
 	}
-	<-a.done // it was answered, or it would not be live
-	return live, a.err
+	<-a.Done // it was answered, or it would not be live
+	return live, a.Err
 }
 
 // measureMemory compares the heap after two collections with the same of a few domains: HeapInuse, which counts the
@@ -206,8 +206,8 @@ func (l *large) awaitLive(revision uint64, a *answer, every time.Duration) (time
 //
 // The number cannot show: certificates, of which these domains have none yet, and the peak during an apply, when the old
 // table and the new one exist beside each other (rss is near it).
-func (l *large) measureMemory(after string, before memstats, memory lab.Memory) error {
-	heap, err := l.proxy.heapAtRest()
+func (l *large) measureMemory(after string, before lab.Memstats, memory lab.Memory) error {
+	heap, err := l.proxy.HeapAtRest()
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (l *large) measureMemory(after string, before memstats, memory lab.Memory) 
 		return err
 	}
 	each := func(more, less float64) float64 { return (more - less) / float64(l.opts.Domains-fewDomains) }
-	return l.record(l.cell(scenarioMemory)+"/after="+after, 1, map[string]float64{
+	return l.Record(l.cell(scenarioMemory)+"/after="+after, 1, map[string]float64{
 		"heap_inuse": each(float64(heap.HeapInuse), float64(before.HeapInuse)),
 		"heap_alloc": each(float64(heap.HeapAlloc), float64(before.HeapAlloc)),
 		"rss":        each(float64(now.RSS), float64(memory.RSS)),
@@ -236,7 +236,7 @@ func (l *large) measureDeltas() error {
 		if err != nil {
 			return fmt.Errorf("delta %d: %w", n+1, err)
 		}
-		if err := l.record(l.cell(scenarioDelta), n+1, values, nil, nil); err != nil {
+		if err := l.Record(l.cell(scenarioDelta), n+1, values, nil, nil); err != nil {
 			return err
 		}
 	}
@@ -249,17 +249,17 @@ func (l *large) measureDelta(n int) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	cpu, err := l.proxy.settle()
+	cpu, err := l.proxy.Settle()
 	if err != nil {
 		return nil, err
 	}
-	heap, err := l.proxy.memstats()
+	heap, err := l.proxy.Memstats()
 	if err != nil {
 		return nil, err
 	}
 	// One group: the key share of the default costs the clients more than all the rest of a refused hello.
-	client := &dialer{addr: l.proxy.addr, roots: l.pki.roots, groups: []tls.CurveID{tls.X25519}}
-	if err := client.handshake(probe); !isUnknownName(err) {
+	client := &lab.Dialer{Addr: l.proxy.Addr, Roots: l.pki.roots, Groups: []tls.CurveID{tls.X25519}}
+	if err := client.Handshake(probe); !lab.IsUnknownName(err) {
 		return nil, fmt.Errorf("a handshake for %s before the delta: %v, want unrecognized_name", probe, err)
 	}
 
@@ -269,20 +269,20 @@ func (l *large) measureDelta(n int) (map[string]float64, error) {
 		byStatus           time.Time
 		errProbe, errWatch error
 	)
-	revision, a := l.feed.publishDelta(domains, removed, nil)
+	revision, a := l.feed.PublishDelta(domains, removed, nil)
 	watching.Go(func() { byHandshake, errProbe = awaitName(client, probe) })
 	watching.Go(func() { byStatus, errWatch = l.awaitLive(revision, a, 5*time.Millisecond) })
 	watching.Wait()
 	if err := errors.Join(errProbe, errWatch); err != nil {
 		return nil, err
 	}
-	if a.full {
+	if a.Full {
 		return nil, errors.New("the edge asked for the full set, not for the delta")
 	}
 	cpuLive, err1 := l.proxy.CPUNow()
-	cpuSettled, err2 := l.proxy.settle()
-	after, err3 := l.proxy.memstats()
-	status, err4 := l.proxy.status()
+	cpuSettled, err2 := l.proxy.Settle()
+	after, err3 := l.proxy.Memstats()
+	status, err4 := l.proxy.Status()
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
@@ -292,24 +292,24 @@ func (l *large) measureDelta(n int) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{
-		"handshake_ms":   milliseconds(byHandshake.Sub(a.start)),
-		"status_ms":      milliseconds(byStatus.Sub(a.start)),
-		"cpu_ms":         milliseconds(untilLive),
-		"cpu_settled_ms": milliseconds(untilSettled),
-		"body_kib":       float64(a.bytes) / 1024,
+		"handshake_ms":   lab.Milliseconds(byHandshake.Sub(a.Start)),
+		"status_ms":      lab.Milliseconds(byStatus.Sub(a.Start)),
+		"cpu_ms":         lab.Milliseconds(untilLive),
+		"cpu_settled_ms": lab.Milliseconds(untilSettled),
+		"body_kib":       float64(a.Bytes) / 1024,
 	}
-	status.addReported(values, "reported_ms", revision, time.Millisecond)
-	addPauses(values, after.pausesSince(heap))
+	status.AddReported(values, "reported_ms", revision, time.Millisecond)
+	addPauses(values, after.PausesSince(heap))
 	return values, nil
 }
 
 // awaitName dials until a name is served, and returns when that handshake had succeeded.
-func awaitName(client *dialer, name string) (time.Time, error) {
+func awaitName(client *lab.Dialer, name string) (time.Time, error) {
 	var seen time.Time
-	err := await("handshakes for "+name, time.Minute, time.Millisecond, func() (bool, error) {
-		err := client.handshake(name)
+	err := lab.Await("handshakes for "+name, time.Minute, time.Millisecond, func() (bool, error) {
+		err := client.Handshake(name)
 		seen = time.Now()
-		if isUnknownName(err) {
+		if lab.IsUnknownName(err) {
 			return false, nil
 		}
 		return err == nil, err
@@ -328,7 +328,7 @@ func (l *large) deltaOf(n int, probe string) (domains []byte, removed []string, 
 		return nil, nil, err
 	}
 	domains = record
-	add := func(i int) { domains = appendTypical(append(domains, ','), i, 2+n) }
+	add := func(i int) { domains = lab.AppendTypical(append(domains, ','), i, 2+n) }
 	for i := range few - 1 {
 		add(total + n*few + i)
 	}
@@ -336,7 +336,7 @@ func (l *large) deltaOf(n int, probe string) (domains []byte, removed []string, 
 		add(i)
 	}
 	for i := range few {
-		removed = append(removed, typicalName(total-1-n*few-i))
+		removed = append(removed, lab.TypicalName(total-1-n*few-i))
 	}
 	return domains, removed, nil
 }
@@ -358,10 +358,10 @@ func (l *large) measureHandshakes() error {
 			phases = []string{"apply", "idle"}
 		}
 		for _, phase := range phases {
-			if _, err := l.proxy.settle(); err != nil {
+			if _, err := l.proxy.Settle(); err != nil {
 				return err
 			}
-			heap, err := l.proxy.memstats()
+			heap, err := l.proxy.Memstats()
 			if err != nil {
 				return err
 			}
@@ -374,7 +374,7 @@ func (l *large) measureHandshakes() error {
 				return err
 			}
 			cpuAfter, err1 := l.proxy.CPUNow()
-			after, err2 := l.proxy.memstats()
+			after, err2 := l.proxy.Memstats()
 			if err := errors.Join(err1, err2); err != nil {
 				return err
 			}
@@ -384,16 +384,16 @@ func (l *large) measureHandshakes() error {
 			}
 			values[phase+"_cpu_s"] = used.Seconds()
 			samples[phase] = times
-			values[phase+"_p50_ms"], values[phase+"_p99_ms"] = percentileOf(times, 50), percentileOf(times, 99)
-			values[phase+"_most_ms"] = percentileOf(times, 100)
+			values[phase+"_p50_ms"], values[phase+"_p99_ms"] = lab.PercentileOf(times, 50), lab.PercentileOf(times, 99)
+			values[phase+"_most_ms"] = lab.PercentileOf(times, 100)
 			values[phase+"_count"] = float64(len(times))
 			faults = append(faults, failed...)
 			if phase == "apply" {
-				addPauses(values, after.pausesSince(heap))
+				addPauses(values, after.PausesSince(heap))
 			}
 		}
 		values["failed"] = float64(len(faults))
-		if err := l.record(l.cell(scenarioHandshake), round, values, samples, faults); err != nil {
+		if err := l.Record(l.cell(scenarioHandshake), round, values, samples, faults); err != nil {
 			return err
 		}
 	}
@@ -404,14 +404,14 @@ func (l *large) measureHandshakes() error {
 // between the first answer and the last set's going live.
 func (l *large) handshakesDuring(apply bool) (times []float64, faults []error, err error) {
 	length := time.Duration(l.opts.Size.HandshakeSecs) * time.Second
-	client := &dialer{addr: l.proxy.addr, roots: l.pki.roots}
+	client := &lab.Dialer{Addr: l.proxy.Addr, Roots: l.pki.roots}
 	var (
 		loop    sync.WaitGroup
 		stop    = make(chan struct{})
-		samples []sample
+		samples []lab.Sample
 	)
 	loop.Go(func() {
-		samples = openLoop(l.opts.Size.HandshakeRate, stop, func(int) error { return client.handshake(handshakeName) })
+		samples = lab.OpenLoop(l.opts.Size.HandshakeRate, stop, func(int) error { return client.Handshake(handshakeName) })
 	})
 	start := time.Now()
 	end := start.Add(length)
@@ -419,10 +419,10 @@ func (l *large) handshakesDuring(apply bool) (times []float64, faults []error, e
 		time.Sleep(length)
 	}
 	for first := true; apply && err == nil && (first || time.Now().Before(start.Add(length))); first = false {
-		var a *answer
+		var a *lab.Answer
 		_, a, end, err = l.applySet()
 		if first && err == nil {
-			start = a.start
+			start = a.Start
 		}
 	}
 	close(stop)
@@ -430,6 +430,6 @@ func (l *large) handshakesDuring(apply bool) (times []float64, faults []error, e
 	if err != nil {
 		return nil, nil, err
 	}
-	times, faults = within(samples, start, end)
+	times, faults = lab.Within(samples, start, end)
 	return times, faults, nil
 }

@@ -17,14 +17,14 @@ import (
 // for pqproxy and caddy-l4.
 type stage struct {
 	*bench
-	proxy   *proxy
+	proxy   *lab.Proxy
 	load    *load
 	dials   upstreams
 	servers []*server
 
 	visiting sync.WaitGroup
 	stop     chan struct{} // ends the visits
-	visits   []sample      // to be read when visiting is done
+	visits   []lab.Sample  // to be read when visiting is done
 
 	quiet, changing window
 	quietCPU        float64 // CPU seconds a second of relaying and visits alone
@@ -62,18 +62,18 @@ func (s *stage) close() {
 		_ = server.close()
 	}
 	if s.proxy != nil {
-		s.bench.stop(s.proxy)
+		s.proxies.Stop(s.proxy)
 	}
 }
 
 // begin opens the connections, then relays for a while with nothing else going on, to know what that costs.
 func (s *stage) begin() error {
-	d := &dialer{addr: s.proxy.addr, roots: s.pki.roots}
-	if err := s.load.open(d.dial); err != nil {
+	d := &lab.Dialer{Addr: s.proxy.Addr, Roots: s.pki.roots}
+	if err := s.load.open(d.Dial); err != nil {
 		return err
 	}
 	s.visiting.Go(func() {
-		s.visits = openLoop(s.opts.Size.VisitRate, s.stop, func(i int) error { return d.visit(s.load.conns[i%len(s.load.conns)].name) })
+		s.visits = lab.OpenLoop(s.opts.Size.VisitRate, s.stop, func(i int) error { return visitName(d, s.load.conns[i%len(s.load.conns)].name) })
 	})
 	before, err := s.proxy.CPUNow()
 	if err != nil {
@@ -101,8 +101,8 @@ func (s *stage) cpuSince(before lab.CPUTime) (float64, error) {
 // request sends a change to the admin endpoint and notes how long the answer took.
 func (s *stage) request(method, path string, body any) error {
 	start := time.Now()
-	_, err := s.proxy.admin.Call(method, path, body)
-	s.requests = append(s.requests, milliseconds(time.Since(start)))
+	_, err := s.proxy.Admin.Call(method, path, body)
+	s.requests = append(s.requests, lab.Milliseconds(time.Since(start)))
 	return err
 }
 
@@ -114,11 +114,11 @@ func (s *stage) finish() map[string]float64 {
 	s.load.end()
 	t := s.load.tally()
 	s.faults = append(s.faults, t.faults...)
-	_, before := within(s.visits, s.quiet.start, s.quiet.end)
+	_, before := lab.Within(s.visits, s.quiet.start, s.quiet.end)
 	for _, err := range before {
 		s.faults = append(s.faults, fmt.Errorf("new connection before any change: %w", err))
 	}
-	visits, failed := within(s.visits, s.changing.start, s.changing.end)
+	visits, failed := lab.Within(s.visits, s.changing.start, s.changing.end)
 	for _, err := range failed {
 		s.faults = append(s.faults, fmt.Errorf("new connection: %w", err))
 	}
@@ -133,9 +133,9 @@ func (s *stage) finish() map[string]float64 {
 		"visits_failed":   float64(len(failed)),
 		"quiet_failed":    float64(len(before)),
 		"seconds":         s.changing.seconds(),
-		"request_ms":      percentileOf(s.requests, 50),
-		"request_most_ms": percentileOf(s.requests, 100),
-		"ten_thousand_s":  10 * percentileOf(s.requests, 50),
+		"request_ms":      lab.PercentileOf(s.requests, 50),
+		"request_most_ms": lab.PercentileOf(s.requests, 100),
+		"ten_thousand_s":  10 * lab.PercentileOf(s.requests, 50),
 		"quiet_cores":     s.quietCPU,
 	}
 	values["visits_failed_percent"] = 100 * values["visits_failed"] / max(values["visits"], 1)
@@ -143,10 +143,10 @@ func (s *stage) finish() map[string]float64 {
 		var ways []float64
 		for _, f := range t.frameTimes {
 			if at := clockStart.Add(f.at); at.After(w.start) && at.Before(w.end) {
-				ways = append(ways, milliseconds(f.took))
+				ways = append(ways, lab.Milliseconds(f.took))
 			}
 		}
-		values[name+"_p99_ms"], values[name+"_most_ms"] = percentileOf(ways, 99), percentileOf(ways, 100)
+		values[name+"_p99_ms"], values[name+"_most_ms"] = lab.PercentileOf(ways, 99), lab.PercentileOf(ways, 100)
 	}
 	return values
 }
@@ -155,7 +155,7 @@ func (s *stage) finish() map[string]float64 {
 type liveRun struct {
 	*stage
 	plan *plan
-	feed *feed
+	feed *lab.Feed
 
 	changes, resyncs, reloads int
 	deltaMs, resyncMs         []float64
@@ -180,11 +180,11 @@ func (b *bench) measureLive() error {
 	}
 	defer s.close()
 	p.dials = s.dials
-	f, err := startFeed()
+	f, err := lab.StartFeed()
 	if err != nil {
 		return err
 	}
-	defer f.close()
+	defer f.Close()
 	l := &liveRun{stage: s, plan: p, feed: f}
 	err = l.run()
 	if err != nil && s.proxy != nil {
@@ -201,14 +201,14 @@ func (l *liveRun) run() (err error) {
 	}
 	l.plan.sources[sourceRemote].fill(size.LiveDomains)
 	l.plan.sources[sourceAdmin].fill(size.LiveDomains / 10)
-	revision, _ := l.feed.publishFull(l.plan.elements(sourceRemote), true)
-	if l.proxy, err = l.launch("pqproxy", proxyCore, managed(l.feed.url, static)); err != nil {
+	revision, _ := l.feed.PublishFull(l.plan.elements(sourceRemote), true)
+	if l.proxy, err = l.launch("pqproxy", proxyCore, managed(l.feed.URL, static)); err != nil {
 		return err
 	}
-	if _, err := l.proxy.awaitRevision(revision, 10*time.Millisecond); err != nil {
+	if _, err := l.proxy.AwaitRevision(revision, 10*time.Millisecond); err != nil {
 		return err
 	}
-	if _, err := l.proxy.admin.Call(http.MethodPut, "/pqproxy/domains", changeSet(l.plan.elements(sourceAdmin), nil)); err != nil {
+	if _, err := l.proxy.Admin.Call(http.MethodPut, "/pqproxy/domains", changeSet(l.plan.elements(sourceAdmin), nil)); err != nil {
 		return err
 	}
 	if err := l.begin(); err != nil {
@@ -236,12 +236,12 @@ func (l *liveRun) run() (err error) {
 	values := l.finish()
 	for name, v := range map[string]float64{
 		"changes": float64(l.changes), "resyncs": float64(l.resyncs), "reloads": float64(l.reloads),
-		"delta_ms": percentileOf(l.deltaMs, 50), "resync_ms": percentileOf(l.resyncMs, 50), "reload_ms": percentileOf(l.reloadMs, 50),
+		"delta_ms": lab.PercentileOf(l.deltaMs, 50), "resync_ms": lab.PercentileOf(l.resyncMs, 50), "reload_ms": lab.PercentileOf(l.reloadMs, 50),
 		"cpu_ms_per_change": perChange, "ten_thousand_cpu_s": perChange * 10,
 	} {
 		values[name] = v
 	}
-	return l.record(livePQProxy, 1, values, map[string][]float64{"delta": l.deltaMs, "resync": l.resyncMs, "reload": l.reloadMs, "request": l.requests}, l.faults)
+	return l.Record(livePQProxy, 1, values, map[string][]float64{"delta": l.deltaMs, "resync": l.resyncMs, "reload": l.reloadMs, "request": l.requests}, l.faults)
 }
 
 // step is a hundredth of the changes: a delta, and while it goes live, requests to the admin API; now and then a full
@@ -249,20 +249,20 @@ func (l *liveRun) run() (err error) {
 func (l *liveRun) step(n int) error {
 	size := l.opts.Size
 	domains, removed := split(l.plan.changes(sourceRemote, size.StepDelta))
-	revision, a := l.feed.publishDelta(domains, removed, nil)
+	revision, a := l.feed.PublishDelta(domains, removed, nil)
 	var (
 		watching sync.WaitGroup
 		live     time.Time
 		errWatch error
 	)
-	watching.Go(func() { live, errWatch = l.proxy.awaitRevision(revision, 5*time.Millisecond) })
+	watching.Go(func() { live, errWatch = l.proxy.AwaitRevision(revision, 5*time.Millisecond) })
 	err := l.administer()
 	watching.Wait()
 	if err := errors.Join(err, errWatch); err != nil {
 		return err
 	}
-	<-a.done
-	l.deltaMs = append(l.deltaMs, milliseconds(live.Sub(a.start)))
+	<-a.Done
+	l.deltaMs = append(l.deltaMs, lab.Milliseconds(live.Sub(a.Start)))
 	l.changes += size.StepDelta + size.StepSingle + size.StepPatch
 	// Spread over all steps, whatever their number.
 	if (n+1)*size.Resyncs/size.Steps > n*size.Resyncs/size.Steps {
@@ -289,7 +289,7 @@ func (l *liveRun) administer() error {
 		}
 	}
 	domains, removed := split(l.plan.changes(sourceAdmin, l.opts.Size.StepPatch))
-	_, err := l.proxy.admin.Call(http.MethodPatch, "/pqproxy/domains", changeSet(domains, removed))
+	_, err := l.proxy.Admin.Call(http.MethodPatch, "/pqproxy/domains", changeSet(domains, removed))
 	return err
 }
 
@@ -306,13 +306,13 @@ func (l *liveRun) resync() error {
 		return err
 	}
 	start := time.Now()
-	revision, a := l.feed.publishFull(elements, gone)
-	live, err := l.proxy.awaitRevision(revision, 5*time.Millisecond)
+	revision, a := l.feed.PublishFull(elements, gone)
+	live, err := l.proxy.AwaitRevision(revision, 5*time.Millisecond)
 	if err != nil {
 		return err
 	}
-	<-a.done
-	l.resyncMs = append(l.resyncMs, milliseconds(live.Sub(a.start)))
+	<-a.Done
+	l.resyncMs = append(l.resyncMs, lab.Milliseconds(live.Sub(a.Start)))
 	used, err := l.cpuSince(before)
 	l.resyncCPU += used - l.quietCPU*time.Since(start).Seconds()
 	return err
@@ -324,16 +324,16 @@ func (l *liveRun) reload() error {
 	l.reloads++
 	c := l.plan.touch(l.plan.sources[sourceStatic], i)
 	start := time.Now()
-	if _, err := l.proxy.admin.Call(http.MethodPatch, fmt.Sprintf("/config/apps/pqproxy/domains/%d", i), c.record); err != nil {
+	if _, err := l.proxy.Admin.Call(http.MethodPatch, fmt.Sprintf("/config/apps/pqproxy/domains/%d", i), c.record); err != nil {
 		return fmt.Errorf("reload: %w", err)
 	}
-	l.reloadMs = append(l.reloadMs, milliseconds(time.Since(start)))
+	l.reloadMs = append(l.reloadMs, lab.Milliseconds(time.Since(start)))
 	return nil
 }
 
 // check compares what is live with the plan: numbers by source, and for some names whether they are served.
 func (l *liveRun) check() error {
-	s, err := l.proxy.status()
+	s, err := l.proxy.Status()
 	if err != nil {
 		return err
 	}
@@ -343,13 +343,13 @@ func (l *liveRun) check() error {
 		}
 	}
 	const some = 20
-	client := &dialer{addr: l.proxy.addr, roots: l.pki.roots}
+	client := &lab.Dialer{Addr: l.proxy.Addr, Roots: l.pki.roots}
 	for _, source := range []string{sourceAdmin, sourceRemote} {
 		plan := l.plan.sources[source]
 		for k := range some {
 			i := plan.order[k*len(plan.order)/some]
-			if err := client.handshake(typicalName(i)); isUnknownName(err) {
-				return fmt.Errorf("%s, source %s, is not served", typicalName(i), source)
+			if err := client.Handshake(lab.TypicalName(i)); lab.IsUnknownName(err) {
+				return fmt.Errorf("%s, source %s, is not served", lab.TypicalName(i), source)
 			}
 		}
 		gone := 0
@@ -357,8 +357,8 @@ func (l *liveRun) check() error {
 			if _, there := plan.others[i]; there {
 				continue
 			}
-			if err := client.handshake(typicalName(i)); !isUnknownName(err) {
-				return fmt.Errorf("%s, source %s, is served still: %v", typicalName(i), source, err)
+			if err := client.Handshake(lab.TypicalName(i)); !lab.IsUnknownName(err) {
+				return fmt.Errorf("%s, source %s, is served still: %v", lab.TypicalName(i), source, err)
 			}
 			gone++
 		}

@@ -28,7 +28,7 @@ const lookupName = "BenchmarkLookup"
 
 // buildLookup compiles it, before the load is pinned.
 func (b *bench) buildLookup(ctx context.Context) error {
-	if !b.wants(scenarioLookup) {
+	if !b.Wants(scenarioLookup) {
 		return nil
 	}
 	root, err := lab.ModuleRoot()
@@ -60,11 +60,11 @@ func (b *bench) measureLookup(ctx context.Context) error {
 		return err
 	}
 	argv := []string{b.lookup.binary, "-test.run=^$", "-test.bench=^" + lookupName + "$", "-test.count=" + strconv.Itoa(b.opts.Size.LookupCount), "-test.cpu=1"}
-	p, err := b.start(proxyCore, lookupName, argv, lab.CleanEnv(dir), b.lookup.root, dir)
+	p, err := b.proxies.Run(proxyCore, lookupName, argv, lab.CleanEnv(dir), b.lookup.root, dir)
 	if err != nil {
 		return err
 	}
-	defer b.end(p)
+	defer b.proxies.End(p)
 	if err := p.Wait(ctx); err != nil {
 		return fmt.Errorf("%s: %w\nits output ends:\n%s", lookupName, err, p.LogTail())
 	}
@@ -79,11 +79,11 @@ func (b *bench) measureLookup(ctx context.Context) error {
 	rounds := map[string]int{}
 	for _, r := range results {
 		cell := scenarioLookup + "/" + strings.TrimPrefix(r.name, lookupName+"/")
-		if _, ok := findCell(cell); !ok {
+		if _, ok := lab.FindCell(cells, cell); !ok {
 			continue // a sub-benchmark of another kind
 		}
 		rounds[cell]++
-		if err := b.record(cell, rounds[cell], map[string]float64{"ns": r.ns}, nil, nil); err != nil {
+		if err := b.Record(cell, rounds[cell], map[string]float64{"ns": r.ns}, nil, nil); err != nil {
 			return err
 		}
 	}

@@ -23,7 +23,6 @@ import (
 	"runtime"
 	"slices"
 	"syscall"
-	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
@@ -135,8 +134,8 @@ func parseOptions(args []string) (options, error) {
 			opts.Domains = quickDomains
 		}
 	}
-	if least := opts.Size.Deltas * opts.Size.DeltaDomains; opts.Domains < least || opts.Domains > maxDomains/2 {
-		return opts, fmt.Errorf("-domains %d is not from %d to %d", opts.Domains, least, maxDomains/2)
+	if least := opts.Size.Deltas * opts.Size.DeltaDomains; opts.Domains < least || opts.Domains > lab.MaxDomains/2 {
+		return opts, fmt.Errorf("-domains %d is not from %d to %d", opts.Domains, least, lab.MaxDomains/2)
 	}
 	return opts, nil
 }
@@ -152,8 +151,8 @@ func run(ctx context.Context, opts options) (err error) {
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
-	if !slices.ContainsFunc(cells, func(c cell) bool { return filter.MatchString(c.name) }) {
-		return fmt.Errorf("no cell matches -run %q; their names are like %q", opts.Run, cells[0].name)
+	if !slices.ContainsFunc(cells, func(c lab.Cell) bool { return filter.MatchString(c.Name) }) {
+		return fmt.Errorf("no cell matches -run %q; their names are like %q", opts.Run, cells[0].Name)
 	}
 	if runtime.NumCPU() < 2 {
 		return errors.New("two cores are needed: the load would be measured with the proxy")
@@ -180,8 +179,8 @@ func run(ctx context.Context, opts options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer b.close()
-	defer context.AfterFunc(ctx, b.close)() // without its proxies, whatever is being measured fails at once
+	defer b.proxies.Close()
+	defer context.AfterFunc(ctx, b.proxies.Close)() // without its proxies, whatever is being measured fails at once
 	if err := b.buildLookup(ctx); err != nil {
 		return err
 	}
@@ -191,39 +190,23 @@ func run(ctx context.Context, opts options) (err error) {
 	}
 	runtime.GOMAXPROCS(1)
 
-	out, err := resultPrefix(opts)
+	out, err := lab.ResultPrefix(opts.out, "live", opts.partial())
 	if err != nil {
 		return err
 	}
-	about := b.environment() // once: the result files will be changes in the checkout
-	if b.raw, err = lab.CreateRaw(out+lab.RawSuffix, about); err != nil {
+	about := lab.EnvironmentNow(binary, opts) // once: the result files will be changes in the checkout
+	if b.Raw, err = lab.CreateRaw(out+lab.RawSuffix, about); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.raw.Close()) }()
+	defer func() { err = errors.Join(err, b.Raw.Close()) }()
 
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	summary := renderSummary(about, b.measured)
+	summary := renderSummary(about, opts.Domains, b.Measured)
 	if err := os.WriteFile(out+"-summary.md", []byte(summary), 0o644); err != nil {
 		return err
 	}
 	fmt.Printf("\n%s\nresults: %s%s, %s-summary.md\n", summary, out, lab.RawSuffix, out)
 	return nil
-}
-
-// resultPrefix chooses where results go.
-func resultPrefix(opts options) (string, error) {
-	prefix := opts.out
-	if prefix == "" {
-		root, err := lab.ModuleRoot()
-		if err != nil {
-			return "", err
-		}
-		prefix = filepath.Join(root, "bench", "results", time.Now().UTC().Format(time.DateOnly)+"-live")
-		if opts.partial() {
-			prefix += "-partial"
-		}
-	}
-	return lab.FreePrefix(prefix)
 }

@@ -3,104 +3,13 @@
 package main
 
 import (
-	"crypto/tls"
-	"errors"
-	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
-
-// An open loop goes on beside a call that hangs, and what was due meanwhile is measured from then.
-func TestOpenLoop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		broken := errors.New("broken")
-		stop := make(chan struct{})
-		time.AfterFunc(950*time.Millisecond, func() { close(stop) })
-		start := time.Now()
-		samples := openLoop(10, stop, func(i int) error {
-			switch i {
-			case 3:
-				time.Sleep(5 * time.Second)
-			case 5:
-				return broken
-			}
-			return nil
-		})
-		if len(samples) != 10 {
-			t.Fatalf("%d calls in 950 ms at 10/s, want 10", len(samples))
-		}
-		for i, s := range samples {
-			want := sample{due: start.Add(time.Duration(i) * 100 * time.Millisecond)}
-			if i == 3 {
-				want.took = 5 * time.Second
-			}
-			if i == 5 {
-				want.err = broken
-			}
-			if s != want {
-				t.Errorf("call %d is %+v, want %+v", i, s, want)
-			}
-		}
-		times, faults := within(samples, start.Add(300*time.Millisecond), start.Add(600*time.Millisecond))
-		if !slices.Equal(times, []float64{5000, 0, 0}) || len(faults) != 1 {
-			t.Errorf("within = %v, %v", times, faults)
-		}
-	})
-}
-
-func TestIsUnknownName(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		answer func(conn net.Conn)
-		want   bool
-	}{
-		{"unrecognized_name", func(conn net.Conn) { _, _ = conn.Write([]byte{21, 3, 3, 0, 2, 2, 112}) }, true},
-		{"internal_error", func(conn net.Conn) { _, _ = conn.Write([]byte{21, 3, 3, 0, 2, 2, 80}) }, false},
-		{"the end", func(conn net.Conn) {}, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			listener, err := net.Listen("tcp4", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer listener.Close()
-			go func() { // ends with its one connection or the listener
-				if conn, err := listener.Accept(); err == nil {
-					buf := make([]byte, 16<<10)
-					_, _ = conn.Read(buf)
-					tt.answer(conn)
-					conn.Close()
-				}
-			}()
-			err = (&dialer{addr: listener.Addr().String(), groups: []tls.CurveID{tls.X25519}}).handshake("a.example.com")
-			if err == nil || isUnknownName(err) != tt.want {
-				t.Errorf("isUnknownName(%v) = %v, want %v", err, !tt.want, tt.want)
-			}
-		})
-	}
-}
-
-func TestPausesSince(t *testing.T) {
-	var before, after memstats
-	before.NumGC, after.NumGC = 255, 258
-	after.PauseNs[255], after.PauseNs[0], after.PauseNs[1], after.PauseNs[2] = 256, 257, 258, 3
-	if got := after.pausesSince(before); !slices.Equal(got, []time.Duration{256, 257, 258}) {
-		t.Errorf("pausesSince = %v, want those of collections 256 to 258", got)
-	}
-	if got := after.pausesSince(after); len(got) != 0 {
-		t.Errorf("without a collection there are pauses %v", got)
-	}
-	after.NumGC = 1000
-	if got := after.pausesSince(before); len(got) != 256 {
-		t.Errorf("%d pauses, want the 256 that are remembered", len(got))
-	}
-}
 
 func TestParseBenchmark(t *testing.T) {
 	const output = `goos: linux
@@ -123,13 +32,13 @@ PASS
 func TestCellNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, c := range cells {
-		if seen[c.name] {
-			t.Errorf("%q stands twice", c.name)
+		if seen[c.Name] {
+			t.Errorf("%q stands twice", c.Name)
 		}
-		seen[c.name] = true
-		for part := range strings.SplitSeq(c.name, "/") {
+		seen[c.Name] = true
+		for part := range strings.SplitSeq(c.Name, "/") {
 			if key, value, ok := strings.Cut(part, "="); !ok || key == "" || value == "" {
-				t.Errorf("%q: %q is not key=value", c.name, part)
+				t.Errorf("%q: %q is not key=value", c.Name, part)
 			}
 		}
 	}
@@ -163,48 +72,27 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-func TestVerdict(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		figure figure
-		want   string
-	}{
-		{"no target", figure{metric{}, lab.Spread{Median: 1}}, "–"},
-		{"met", figure{metric{limit: atMost(15)}, lab.Spread{Median: 14, Most: 16}}, "met"},
-		{"met as the table shows it", figure{metric{limit: atMost(1.2)}, lab.Spread{Median: 1.204}}, "met"},
-		{"not met", figure{metric{limit: atMost(1.2)}, lab.Spread{Median: 1.21}}, "**not met**"},
-		{"none allowed", figure{metric{limit: atMost(0)}, lab.Spread{Median: 1}}, "**not met**"},
-		{"one of many", figure{metric{limit: atMost(0), most: true}, lab.Spread{Median: 0, Most: 1}}, "**not met**"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.figure.verdict(); got != tt.want {
-				t.Errorf("verdict() = %q, want %q", got, tt.want)
-			}
-		})
-	}
-}
-
 func TestRenderSummary(t *testing.T) {
-	e := environment{
+	e := lab.Environment{
 		Time: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), CPU: "a processor", Cores: 2, Kernel: "6.18", Go: "go1.26.8",
-		Commit: "abc", Binary: "v1", Load: "0.1 0.2 0.3", Options: options{Domains: fullDomains},
+		Commit: "abc", Binary: "v1", Load: "0.1 0.2 0.3",
 	}
-	var measured []measurement
+	var measured []lab.Measurement
 	for round, seconds := range []float64{9, 20, 10} {
-		measured = append(measured, measurement{Round: round + 1, Cell: "scenario=set/cores=1/kind=replace", Values: map[string]float64{"seconds": seconds}})
+		measured = append(measured, lab.Measurement{Round: round + 1, Cell: "scenario=set/cores=1/kind=replace", Values: map[string]float64{"seconds": seconds}})
 	}
 	for round, apply := range []float64{2, 3} {
-		measured = append(measured, measurement{
+		measured = append(measured, lab.Measurement{
 			Round: round + 1, Cell: "scenario=handshake/cores=all",
 			Values:  map[string]float64{"idle_p99_ms": 2, "apply_p99_ms": apply, "failed": float64(round)},
 			Samples: map[string][]float64{"idle": {2}, "apply": {apply}},
 		})
 	}
 	measured = append(measured,
-		measurement{Round: 1, Cell: livePQProxy, Values: map[string]float64{"lost_bytes": 0, "reset": 2, "changes": 10_000}, Faults: []string{"it\nbroke"}},
-		measurement{Round: 1, Cell: liveCaddyL4, Values: map[string]float64{"lost_bytes": 7}},
+		lab.Measurement{Round: 1, Cell: livePQProxy, Values: map[string]float64{"lost_bytes": 0, "reset": 2, "changes": 10_000}, Faults: []string{"it\nbroke"}},
+		lab.Measurement{Round: 1, Cell: liveCaddyL4, Values: map[string]float64{"lost_bytes": 7}},
 	)
-	summary := renderSummary(e, measured)
+	summary := renderSummary(e, fullDomains, measured)
 	for _, want := range []string{
 		"a processor, 2 cores, Linux 6.18, go1.26.8, commit abc. Large sets: 1000000 domains.\n\n- binary: v1\n- load average before: 0.1 0.2 0.3\n",
 		"## Full sets\n\n| cell | figure | pqproxy | target | met |",
@@ -223,21 +111,4 @@ func TestRenderSummary(t *testing.T) {
 	if strings.Contains(summary, "## Lookup") {
 		t.Error("there is a section of what was not measured")
 	}
-}
-
-func TestAwait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		err := await("three", time.Minute, time.Second, func() (bool, error) { calls++; return calls == 3, nil })
-		if err != nil || calls != 3 {
-			t.Errorf("await = %v after %d calls", err, calls)
-		}
-		if err := await("never", time.Minute, time.Second, func() (bool, error) { return false, nil }); err == nil {
-			t.Error("await waited in vain without an error")
-		}
-		broken := fmt.Errorf("broken")
-		if err := await("a fault", time.Minute, time.Second, func() (bool, error) { return false, broken }); !errors.Is(err, broken) {
-			t.Errorf("await = %v, want %v", err, broken)
-		}
-	})
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // routesRun is the live scenario with caddy-l4.
@@ -87,7 +89,7 @@ func (r *routesRun) run() (err error) {
 	values := r.finish()
 	values["changes"], values["reloads"] = float64(made), float64(made)
 	values["cpu_ms_per_change"], values["ten_thousand_cpu_s"] = perChange, perChange*10
-	return r.record(liveCaddyL4, 1, values, map[string][]float64{"request": r.requests}, r.faults)
+	return r.Record(liveCaddyL4, 1, values, map[string][]float64{"request": r.requests}, r.faults)
 }
 
 // change makes the nth change, in turn: a touch of a route in use, a new route, a changed one, one less.
@@ -102,17 +104,17 @@ func (r *routesRun) change(n int) error {
 		return r.request(http.MethodPost, "/config/apps/layer4/servers/front/routes", r.newRoute())
 	case 2:
 		i := r.gone + r.plan.random.IntN(r.next-r.gone)
-		return r.request(http.MethodPatch, "/id/"+typicalName(i)+"/handle/1", otherHandler(i, n))
+		return r.request(http.MethodPatch, "/id/"+lab.TypicalName(i)+"/handle/1", otherHandler(i, n))
 	default:
 		r.gone++
-		return r.request(http.MethodDelete, "/id/"+typicalName(r.gone-1), nil)
+		return r.request(http.MethodDelete, "/id/"+lab.TypicalName(r.gone-1), nil)
 	}
 }
 
 // newRoute is a route of a typical domain.
 func (r *routesRun) newRoute() object {
 	r.next++
-	return route(typicalName(r.next-1), otherHandler(r.next-1, 0))
+	return route(lab.TypicalName(r.next-1), otherHandler(r.next-1, 0))
 }
 
 // route leads a name to a proxy handler, behind the tls handler. Its name is its @id too.

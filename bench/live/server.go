@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // A connection to an upstream begins with a greeting of 16 bytes: 4 of magic, then the number of the checked
@@ -97,6 +99,19 @@ type duplex interface {
 	net.Conn
 	CloseWrite() error
 }
+
+// visitName is a connection that reaches the upstream and back.
+func visitName(d *lab.Dialer, name string) error {
+	conn, err := d.Dial(name)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return errors.Join(conn.SetDeadline(time.Now().Add(visitPatience)), visit(conn))
+}
+
+// visitPatience is how long a visitor waits for the answer.
+const visitPatience = 10 * time.Second
 
 // visit sends a greeting and waits for it: a connection that works from end to end.
 func visit(conn net.Conn) error {

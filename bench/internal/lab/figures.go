@@ -85,3 +85,11 @@ func Percentile(sorted []float64, p int) float64 {
 	rank := (len(sorted)*p + 99) / 100
 	return sorted[max(rank, 1)-1]
 }
+
+// PercentileOf returns a percentile of values in any order, 0 where there are none.
+func PercentileOf(values []float64, p int) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	return Percentile(slices.Sorted(slices.Values(values)), p)
+}

@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package lab is what the programs under bench/ share: proxies as processes pinned to cores, their CPU time and memory,
-// certificates, the pattern that relayed bytes are compared with, figures, and the files that results go to.
+// certificates, the pattern that relayed bytes are compared with, figures, and the files that results go to; and for those
+// that measure pqproxy with many domains the domains, the management plane that hands them out, and clients.
 //
 //	binary, err := lab.BuildProxy(ctx, dir)
 //	p, err := lab.Start(0, "pqproxy", []string{binary, "run", "--config", file}, env, dir, logFile)

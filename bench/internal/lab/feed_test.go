@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package lab
 
 import (
 	"context"
@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-func newFeed(t *testing.T) *feed {
+func newFeed(t *testing.T) *Feed {
 	t.Helper()
-	f, err := startFeed()
+	f, err := StartFeed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.close() })
+	t.Cleanup(func() { f.Close() })
 	return f
 }
 
@@ -36,11 +36,11 @@ type reply struct {
 }
 
 // get asks the feed; headers are pairs.
-func get(t *testing.T, f *feed, query string, headers ...string) reply {
+func get(t *testing.T, f *Feed, query string, headers ...string) reply {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url+query, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, f.URL+query, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,13 +72,13 @@ func TestFeedFullSet(t *testing.T) {
 	if r := get(t, f, ""); r.status != http.StatusServiceUnavailable {
 		t.Errorf("before anything is published: %d, want 503", r.status)
 	}
-	revision, a := f.publishFull(element("a"), false)
+	revision, a := f.PublishFull(element("a"), false)
 	r := get(t, f, "")
 	if r.status != http.StatusOK || r.etag != `"1"` || revision != 1 || r.set.Revision != 1 || r.set.Base != 0 || len(r.set.Domains) != 1 {
 		t.Errorf("the full set is %+v", r)
 	}
-	<-a.done
-	if a.err != nil || a.bytes != int64(len(r.text)) || !a.full || a.start.IsZero() || a.end.Before(a.start) {
+	<-a.Done
+	if a.Err != nil || a.Bytes != int64(len(r.text)) || !a.Full || a.Start.IsZero() || a.End.Before(a.Start) {
 		t.Errorf("the answer was noted as %+v", a)
 	}
 	if r := get(t, f, "", "If-None-Match", `"1"`); r.status != http.StatusNotModified || r.etag != `"1"` || r.applied != "" {
@@ -94,9 +94,9 @@ func TestFeedFullSet(t *testing.T) {
 
 func TestFeedDeltas(t *testing.T) {
 	f := newFeed(t)
-	f.publishFull(element("a"), false)
-	f.publishDelta(element("b"), nil, nil)
-	_, last := f.publishDelta([]byte{}, []string{"a", "x"}, nil)
+	f.PublishFull(element("a"), false)
+	f.PublishDelta(element("b"), nil, nil)
+	_, last := f.PublishDelta([]byte{}, []string{"a", "x"}, nil)
 
 	r := get(t, f, "?after=1")
 	if r.status != http.StatusOK || r.set.Base != 1 || r.set.Revision != 2 || len(r.set.Domains) != 1 || r.etag != `"2"` {
@@ -106,8 +106,8 @@ func TestFeedDeltas(t *testing.T) {
 	if r.status != http.StatusOK || r.set.Base != 2 || r.set.Revision != 3 || strings.Join(r.set.Removed, " ") != "a x" || r.set.Domains == nil {
 		t.Errorf("the second delta is %+v", r)
 	}
-	<-last.done
-	if last.full || last.err != nil {
+	<-last.Done
+	if last.Full || last.Err != nil {
 		t.Errorf("the delta was noted as %+v", last)
 	}
 	if r := get(t, f, ""); r.status != http.StatusServiceUnavailable {
@@ -120,16 +120,16 @@ func TestFeedDeltas(t *testing.T) {
 
 func TestFeedReplacesASet(t *testing.T) {
 	f := newFeed(t)
-	f.publishFull(element("a"), false)
-	f.publishDelta(element("b"), nil, nil)
-	f.publishFull(element("c"), false)
+	f.PublishFull(element("a"), false)
+	f.PublishDelta(element("b"), nil, nil)
+	f.PublishFull(element("c"), false)
 	if r := get(t, f, "?after=2"); r.status != http.StatusOK || r.set.Base != 0 || r.set.Revision != 3 || r.set.Domains[0].Name != "c" {
 		t.Errorf("from the revision before: %+v, want the full set", r)
 	}
 	if r := get(t, f, "?after=1"); r.status != http.StatusGone {
 		t.Errorf("from an older one: %d, want 410", r.status)
 	}
-	f.publishFull(element("d"), true)
+	f.PublishFull(element("d"), true)
 	if r := get(t, f, "?after=3"); r.status != http.StatusGone {
 		t.Errorf("where the feed has forgotten: %d, want 410", r.status)
 	}
@@ -140,20 +140,20 @@ func TestFeedReplacesASet(t *testing.T) {
 
 func TestFeedLongPoll(t *testing.T) {
 	f := newFeed(t)
-	f.publishFull(element("a"), false)
+	f.PublishFull(element("a"), false)
 	got := make(chan reply)
 	go func() { got <- get(t, f, "?after=1", "If-None-Match", `"1"`, "Prefer", "respond-async, wait=25") }()
-	_, a := f.publishDelta(element("b"), nil, nil)
+	_, a := f.PublishDelta(element("b"), nil, nil)
 	r := <-got
 	if r.status != http.StatusOK || r.set.Revision != 2 || r.applied != "wait" {
 		t.Errorf("the poll was answered with %+v", r)
 	}
-	<-a.done
+	<-a.Done
 }
 
 func TestFeedAwait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &feed{revision: 3, changed: make(chan struct{}), deltas: map[uint64]delta{}, answered: map[uint64]*answer{}}
+		f := &Feed{revision: 3, changed: make(chan struct{}), deltas: map[uint64]delta{}, answered: map[uint64]*Answer{}}
 		start := time.Now()
 		if got := f.await(t.Context(), `"3"`, 0, 25*time.Second); got != 3 || time.Since(start) != 25*time.Second {
 			t.Errorf("await = %d after %v, want 3 after 25s", got, time.Since(start))
@@ -164,7 +164,7 @@ func TestFeedAwait(t *testing.T) {
 		}
 		go func() {
 			time.Sleep(time.Second)
-			f.publishFull([]byte{}, true)
+			f.PublishFull([]byte{}, true)
 		}()
 		if got := f.await(t.Context(), "", 3, 25*time.Second); got != 4 || time.Since(start) != time.Second {
 			t.Errorf("await = %d after %v, want 4 after 1s", got, time.Since(start))
@@ -179,11 +179,11 @@ func TestFeedAwait(t *testing.T) {
 
 func TestFeedRefuses(t *testing.T) {
 	f := newFeed(t)
-	f.publishFull(element("a"), false)
+	f.PublishFull(element("a"), false)
 	if r := get(t, f, "?after=x"); r.status != http.StatusBadRequest {
 		t.Errorf("after=x: %d, want 400", r.status)
 	}
-	res, err := http.Post(f.url, "application/json", nil)
+	res, err := http.Post(f.URL, "application/json", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package lab
 
 import (
 	"context"
@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// feed is the management plane, reduced to the edge feed of DESIGN.md section 5: full sets, deltas by `after` with
+// Feed is the management plane, reduced to the edge feed of DESIGN.md section 5: full sets, deltas by `after` with
 // `base`, ETag and 304, 410 for an edge that is too far behind, and the long poll. It takes no token, signs nothing and
 // compresses nothing: bodies are ready in memory, so that what an answer takes is the edge's.
-type feed struct {
-	url    string
+type Feed struct {
+	URL    string // where edges ask
 	server *http.Server
 
 	mu       sync.Mutex // guards the rest
@@ -25,7 +25,7 @@ type feed struct {
 	full     []byte     // elements of the full set's `domains`; nil: it cannot be had
 	deltas   map[uint64]delta
 	changed  chan struct{} // closed when something is published
-	answered map[uint64]*answer
+	answered map[uint64]*Answer
 }
 
 // delta leads from one revision to the next.
@@ -36,39 +36,39 @@ type delta struct {
 	removed  []string // names
 }
 
-// answer is what is known of the first answer that carried a revision.
-type answer struct {
-	start time.Time // just before its header was sent
-	end   time.Time // when its last byte had been handed to the kernel
-	bytes int64
-	full  bool
-	err   error
-	done  chan struct{} // closed when the rest is set
+// Answer is what is known of the first answer that carried a revision.
+type Answer struct {
+	Start time.Time // just before its header was sent
+	End   time.Time // when its last byte had been handed to the kernel
+	Bytes int64
+	Full  bool
+	Err   error
+	Done  chan struct{} // closed when the rest is set
 }
 
-// startFeed serves on a loopback port until close.
-func startFeed() (*feed, error) {
+// StartFeed serves on a loopback port until Close.
+func StartFeed() (*Feed, error) {
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	f := &feed{
-		url:      "http://" + listener.Addr().String() + "/v1/edge/domains",
+	f := &Feed{
+		URL:      "http://" + listener.Addr().String() + "/v1/edge/domains",
 		deltas:   map[uint64]delta{},
 		changed:  make(chan struct{}),
-		answered: map[uint64]*answer{},
+		answered: map[uint64]*Answer{},
 	}
 	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second}
-	go f.server.Serve(listener) // ends with close
+	go f.server.Serve(listener) // ends with Close
 	return f, nil
 }
 
-// close ends the server and every poll that waits.
-func (f *feed) close() error { return f.server.Close() }
+// Close ends the server and every poll that waits.
+func (f *Feed) Close() error { return f.server.Close() }
 
-// publishFull makes elements the full set of the next revision. There is no way to it but the whole: an edge that asks
+// PublishFull makes elements the full set of the next revision. There is no way to it but the whole: an edge that asks
 // with `after` is told 410 when gone is set, and otherwise given the full set at once.
-func (f *feed) publishFull(elements []byte, gone bool) (revision uint64, a *answer) {
+func (f *Feed) PublishFull(elements []byte, gone bool) (revision uint64, a *Answer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.deltas)
@@ -79,9 +79,9 @@ func (f *feed) publishFull(elements []byte, gone bool) (revision uint64, a *answ
 	return f.publish()
 }
 
-// publishDelta makes a change of the newest revision the next one. full is the whole set after it, for an edge that has
+// PublishDelta makes a change of the newest revision the next one. full is the whole set after it, for an edge that has
 // to begin again; nil: such an edge gets 503.
-func (f *feed) publishDelta(domains []byte, removed []string, full []byte) (revision uint64, a *answer) {
+func (f *Feed) PublishDelta(domains []byte, removed []string, full []byte) (revision uint64, a *Answer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.deltas[f.revision] = delta{revision: f.revision + 1, domains: domains, removed: removed}
@@ -90,9 +90,9 @@ func (f *feed) publishDelta(domains []byte, removed []string, full []byte) (revi
 }
 
 // publish moves to the next revision and wakes the polls that wait. Call it with the lock held.
-func (f *feed) publish() (uint64, *answer) {
+func (f *Feed) publish() (uint64, *Answer) {
 	f.revision++
-	a := &answer{done: make(chan struct{})}
+	a := &Answer{Done: make(chan struct{})}
 	f.answered[f.revision] = a
 	close(f.changed)
 	f.changed = make(chan struct{})
@@ -103,7 +103,7 @@ func (f *feed) publish() (uint64, *answer) {
 const longestWait = 60 * time.Second
 
 // ServeHTTP answers an edge.
-func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *Feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
 		http.Error(w, "this is a feed: GET it", http.StatusMethodNotAllowed)
@@ -126,7 +126,7 @@ func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // await returns the newest revision as soon as it is one that the edge does not have, and at the latest after wait.
-func (f *feed) await(ctx context.Context, etag string, after uint64, wait time.Duration) uint64 {
+func (f *Feed) await(ctx context.Context, etag string, after uint64, wait time.Duration) uint64 {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	for {
@@ -147,7 +147,7 @@ func (f *feed) await(ctx context.Context, etag string, after uint64, wait time.D
 }
 
 // respond sends what an edge needs that has the revision after (0: none) or the document of etag.
-func (f *feed) respond(w http.ResponseWriter, etag string, after, revision uint64) {
+func (f *Feed) respond(w http.ResponseWriter, etag string, after, revision uint64) {
 	switch {
 	case revision == 0:
 		http.Error(w, "nothing is published yet", http.StatusServiceUnavailable)
@@ -184,32 +184,32 @@ func (f *feed) respond(w http.ResponseWriter, etag string, after, revision uint6
 const sendPatience = 5 * time.Minute
 
 // send writes a document in pieces of 64 KiB and notes in a, which may be nil, when.
-func send(w http.ResponseWriter, a *answer, revision uint64, full bool, head string, elements []byte, tail string) {
+func send(w http.ResponseWriter, a *Answer, revision uint64, full bool, head string, elements []byte, tail string) {
 	if a == nil {
-		a = &answer{done: make(chan struct{})}
+		a = &Answer{Done: make(chan struct{})}
 	}
-	defer close(a.done)
+	defer close(a.Done)
 	control := http.NewResponseController(w)
-	if a.err = control.SetWriteDeadline(time.Now().Add(sendPatience)); a.err != nil {
+	if a.Err = control.SetWriteDeadline(time.Now().Add(sendPatience)); a.Err != nil {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", etagOf(revision))
 	w.Header().Set("Content-Length", strconv.Itoa(len(head)+len(elements)+len(tail)))
-	a.start, a.full = time.Now(), full
+	a.Start, a.Full = time.Now(), full
 	for _, part := range [][]byte{[]byte(head), elements, []byte(tail)} {
 		for len(part) > 0 {
 			n, err := w.Write(part[:min(len(part), 64<<10)])
-			a.bytes += int64(n)
+			a.Bytes += int64(n)
 			if err != nil {
-				a.err = err
+				a.Err = err
 				return
 			}
 			part = part[n:]
 		}
 	}
-	a.err = control.Flush()
-	a.end = time.Now()
+	a.Err = control.Flush()
+	a.End = time.Now()
 }
 
 func removedTail(names []string) string {
