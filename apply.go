@@ -220,6 +220,37 @@ type changed struct {
 	before, now *entry
 }
 
+// changes are a list of changed in pieces: one of a million names in one piece would be copied again and again as it
+// grows, tens of milliseconds each time, in which nothing else runs on this processor.
+type changes struct {
+	pieces [][]changed
+	size   int
+}
+
+const changesPiece = 1024
+
+func (l *changes) add(c changed) {
+	if l.size%changesPiece == 0 {
+		l.pieces = append(l.pieces, make([]changed, 0, changesPiece))
+	}
+	last := &l.pieces[len(l.pieces)-1]
+	*last = append(*last, c)
+	l.size++
+}
+
+// all yields the changes, giving way to others.
+func (l *changes) all(yield func(changed) bool) {
+	var pace pace
+	for _, piece := range l.pieces {
+		for _, c := range piece {
+			pace.step()
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
 // apply brings a change set into the table. All changes of domains, of whatever source, go through here; it is the only
 // writer of the table, under the state's lock. What has to follow the domains is told at its end.
 //
@@ -244,7 +275,7 @@ func (s *state) applyLocked(c *changeSet) outcome {
 	next := *old
 	var own [tableShards]bool // shards of next that are no longer those of old
 	done := outcome{Rejected: c.refusedCount, Rejects: c.refused}
-	var changes []changed
+	var changes changes
 	for change := range c.changes.all {
 		c.pace.step()
 		hash, name, put := change.hash, change.name, change.e
@@ -271,7 +302,7 @@ func (s *state) applyLocked(c *changeSet) outcome {
 		next.replace(hash, had, now)
 		s.noteShadowed(name, had, now)
 		if had == nil || now == nil || had.body != now.body || had.epoch != now.epoch || had.source != now.source {
-			changes = append(changes, changed{name, had, now})
+			changes.add(changed{name, had, now})
 		}
 	}
 	if c.source == rankAdmin && done.Added+done.Changed+done.Removed > 0 {
@@ -289,12 +320,12 @@ func (s *state) applyLocked(c *changeSet) outcome {
 		metrics.domains.WithLabelValues(string(sourceNames[rank])).Set(float64(n))
 	}
 	metrics.rejected.Add(float64(c.refusedCount))
-	if len(changes) > 0 || c.refusedCount > 0 {
+	if changes.size > 0 || c.refusedCount > 0 {
 		s.logApplied(c, done, next.size, time.Since(begun))
 	}
-	s.endAffected(changes)
-	s.certs.follow(changes)
-	s.health.follow(changes)
+	s.endAffected(&changes)
+	s.certs.follow(&changes)
+	s.health.follow(&changes)
 	return done
 }
 

@@ -146,8 +146,10 @@ func (s *certificates) servesHTTP() bool { return s.http.Load() }
 
 // follow takes up what apply has changed: certificates that are wanted now are obtained in the background, and those
 // that nobody wants any more leave memory. It is called under the state's lock and does not wait.
-func (s *certificates) follow(changes []changed) {
-	for i, c := range changes {
+func (s *certificates) follow(changes *changes) {
+	seen := 0
+	for c := range changes.all {
+		seen++
 		had, has := certNone, certNone
 		if c.before != nil {
 			had = c.before.certificate
@@ -160,14 +162,14 @@ func (s *certificates) follow(changes []changed) {
 			s.known.forget(c.name)
 			s.memory.forget(c.name)
 		}
-		if has.issued() && i < followAtOnce {
+		if has.issued() && seen <= followAtOnce {
 			s.forgetMissing(c.name)
 			if c.now.wantsIssued() {
 				s.orders.want(c.name, c.now)
 			}
 		}
 	}
-	if len(changes) > followAtOnce {
+	if changes.size > followAtOnce {
 		s.sweepSoon()
 	}
 }

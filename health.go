@@ -42,7 +42,7 @@ func (h *health) open(s *state) {
 }
 
 // follow takes up what apply has changed: checks begin and end.
-func (h *health) follow(changes []changed) { h.checks.follow(changes) }
+func (h *health) follow(changes *changes) { h.checks.follow(changes) }
 
 // stop ends all checks. It returns when none is under way.
 func (h *health) stop() { h.checks.stop() }

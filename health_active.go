@@ -102,9 +102,9 @@ func (k *checker) open(s *state) {
 }
 
 // follow hands changes of domains that are checked to run. It does not wait: apply calls it.
-func (k *checker) follow(changes []changed) {
+func (k *checker) follow(changes *changes) {
 	var ours []changed
-	for _, c := range changes {
+	for c := range changes.all {
 		if c.before != nil && c.before.checked || c.now != nil && c.now.checked {
 			ours = append(ours, c)
 		}

@@ -156,8 +156,8 @@ func (s *state) enter(c *conn, r *route) bool {
 
 // endAffected ends the connections of domains that are gone, suspended or another tenant's, spread over the grace
 // period so that their clients do not all come back at once.
-func (s *state) endAffected(changes []changed) {
-	for _, change := range changes {
+func (s *state) endAffected(changes *changes) {
+	for change := range changes.all {
 		if change.before == nil {
 			continue
 		}

@@ -40,6 +40,16 @@ func (p *pace) step() {
 	}
 }
 
+// paceBody returns what gives way while a document is received: after each stretch of 256 KiB or so.
+func paceBody() func() {
+	pieces := 0
+	return func() {
+		if pieces++; pieces%paceLook == 0 {
+			giveWay()
+		}
+	}
+}
+
 // paced is the pipe of giveWay, which the process keeps.
 var paced struct {
 	sync.Mutex

@@ -100,7 +100,10 @@ func startManaged(t *testing.T, extra ...string) *managed {
 }
 
 // firstRetry would bring polls that the test did not ask for.
-func init() { firstRetry = time.Hour }
+func init() {
+	firstRetry = time.Hour
+	giveWay() // opens its pipe, which the process keeps: no test has leaked it
+}
 
 // failedToPoll waits for the poll that a config begins with, which fails.
 func (m *managed) failedToPoll() {

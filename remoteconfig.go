@@ -114,7 +114,7 @@ func (m *Management) provision() error {
 	if err != nil {
 		fault("url", err)
 	}
-	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token}
+	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: paceBody()}
 	state := sha256.New()
 	for _, file := range m.VerifyKeys {
 		key, err := feedsig.ReadPublicKey(file)

@@ -150,6 +150,9 @@ func (a *attempt) fill(body *Body, decoded io.Reader, wire *wire) error {
 			return a.tooLarge()
 		}
 		hash.Write(buf[:n])
+		if a.c.cfg.Pace != nil {
+			a.c.cfg.Pace()
+		}
 		if _, err := body.file.Write(buf[:n]); err != nil {
 			return a.fail(Storage, fmt.Errorf("writing a temporary file: %w", err))
 		}

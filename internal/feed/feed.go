@@ -50,6 +50,10 @@ type Config struct {
 
 	// UserAgent is the header of that name. Empty means "pqproxy".
 	UserAgent string
+
+	// Pace, if not nil, is called after each piece of a body, of some 10 KiB: a body that comes as fast as it is read
+	// would keep others from the processor.
+	Pace func()
 }
 
 const (

@@ -17,6 +17,10 @@ import "strconv"
 // MaxDomains is what the numbers in names have digits for.
 const MaxDomains = 10_000_000
 
+// TypicalCertificate is a further member of typical domains. Where nothing shall be ordered for them it makes their
+// certificates those of the local CA, which are issued to who comes.
+var TypicalCertificate = ""
+
 // AppendTypical appends the JSON of domain i in some version. Versions differ in the upstream's port.
 func AppendTypical(b []byte, i, version int) []byte {
 	b = append(b, `{"name":"`...)
@@ -33,7 +37,8 @@ func AppendTypical(b []byte, i, version int) []byte {
 	b = strconv.AppendInt(b, int64(8443+version%1000), 10)
 	b = append(b, `","tls":{"server_name":"app-`...)
 	b = appendPadded(b, i, 7)
-	return append(b, `.internal"}}],"proxy_protocol":"v1","post_quantum":"prefer"}`...)
+	b = append(b, `.internal"}}],"proxy_protocol":"v1","post_quantum":"prefer"`...)
+	return append(append(b, TypicalCertificate...), '}')
 }
 
 func appendTypicalName(b []byte, i int) []byte {
