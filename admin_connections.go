@@ -118,8 +118,9 @@ func (q *adminRequest) endConnections() error {
 	}
 	ended := 0
 	end := func(c *conn) {
-		c.abort(reasonEndedByAdmin, sideEdge, nil)
-		ended++
+		if c.abort(reasonEndedByAdmin, sideEdge, nil) { // one that has just ended is listed for a moment still
+			ended++
+		}
 	}
 	text, byID := q.query["id"]
 	if !byID {

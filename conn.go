@@ -240,17 +240,19 @@ func (c *conn) refuse(alert byte, reason endReason, err error) error {
 
 // end says how the connection ended, unless that has been said: the first word counts. Any goroutine may
 // call it.
-func (c *conn) end(reason endReason, by side, err error) {
+func (c *conn) end(reason endReason, by side, err error) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reason == "" {
+	if first = c.reason == ""; first {
 		c.reason, c.closedBy, c.err = reason, by, err
 	}
+	return first
 }
 
-// abort ends the connection from outside by resetting both sides. Any goroutine may call it, at any time.
-func (c *conn) abort(reason endReason, by side, err error) {
-	c.end(reason, by, err)
+// abort ends the connection from outside by resetting both sides. It reports whether nothing had ended it before. Any
+// goroutine may call it, at any time.
+func (c *conn) abort(reason endReason, by side, err error) (first bool) {
+	first = c.end(reason, by, err)
 	c.mu.Lock()
 	c.aborted = true
 	up := c.up
@@ -264,6 +266,7 @@ func (c *conn) abort(reason endReason, by side, err error) {
 	if up != nil {
 		up.reset()
 	}
+	return first
 }
 
 // breakOff ends a connection whose client has broken TLS. crypto/tls has told it so; the upstream meets a reset.
