@@ -136,13 +136,13 @@ func (a *attempt) obtain(before *heldCert) time.Time {
 		}
 		a.begun = true
 		var err error
-		if fresh, err = a.ask(a.ctx, a.issuers, a.name, a.notBefore); err != nil {
+		if fresh, err = a.ask(a.ctx, a.issuers, a.name, a); err != nil {
 			if a.ctx.Err() != nil {
 				err = fmt.Errorf("it took longer than %s: %w", orderTimeout, err)
 			}
 			return a.failed(err)
 		}
-		a.limits.accepted(fresh.issuerKey)
+		a.limits.accepted(caTenant{fresh.issuerKey, a.tenant})
 	}
 	a.unsaved = nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), loadTimeout) // it was obtained: let it not be lost
@@ -171,13 +171,27 @@ func (a *attempt) obtain(before *heldCert) time.Time {
 	return time.Time{}
 }
 
-// notBefore returns when an issuer is to be asked again, as it wished.
+// notBefore implements wishes: an issuer may have wished something about this name, or about all of the tenant.
 func (a *attempt) notBefore(issuer string) time.Time {
-	told, limit := a.told[issuer], a.limits.until(issuer)
+	told, limit := a.told[issuer], a.limits.until(caTenant{issuer, a.tenant})
 	if told.After(limit) {
 		return told
 	}
 	return limit
+}
+
+// heed implements wishes.
+func (a *attempt) heed(fault issuerFault) {
+	a.limits.refused(caTenant{fault.issuer, a.tenant}, fault.until)
+	told := maps.Clone(a.told) // what was kept is not to be changed
+	delete(told, fault.issuer)
+	if !fault.until.IsZero() {
+		if told == nil {
+			told = make(map[string]time.Time)
+		}
+		told[fault.issuer] = fault.until.UTC()
+	}
+	a.told = told
 }
 
 // pause returns how long it is to the next attempt after so many refusals of a CA, or other failures.
@@ -197,7 +211,7 @@ func (a *attempt) failed(err error) time.Time {
 		return time.Now() // nobody's failure
 	}
 	refusal, _ := errors.AsType[*askError](err)
-	if refusal != nil && !a.noteWishes(refusal) {
+	if refusal != nil && !refusal.asked() {
 		a.takeBack()
 		return a.earliest().Add(rand.N(time.Minute))
 	}
@@ -215,12 +229,12 @@ func (a *attempt) failed(err error) time.Time {
 		kept.Next = at.Add(rand.N(time.Minute)).UTC()
 	}
 	o.mu.Unlock()
-	metrics.orders.WithLabelValues("failed").Inc()
-	a.logger.Error("obtaining a certificate", zap.String(keyDomain, a.name), zap.String(keyTenant, a.tenant),
-		zap.Bool("renewal", a.renews), zap.Int("attempt", kept.Attempts), zap.Time("next", kept.Next), zap.String(keyError, kept.Error))
 	if err := a.keep(kept); err != nil {
 		a.logger.Error("keeping the back-off of a certificate", zap.String(keyDomain, a.name), zap.Error(err))
 	}
+	metrics.orders.WithLabelValues("failed").Inc()
+	a.logger.Error("obtaining a certificate", zap.String(keyDomain, a.name), zap.String(keyTenant, a.tenant),
+		zap.Bool("renewal", a.renews), zap.Int("attempt", kept.Attempts), zap.Time("next", kept.Next), zap.String(keyError, kept.Error))
 	return kept.Next
 }
 
@@ -240,21 +254,6 @@ func (a *attempt) takeBack() {
 	if err != nil {
 		a.logger.Error("keeping the back-off of a certificate", zap.String(keyDomain, a.name), zap.Error(err))
 	}
-}
-
-// noteWishes notes when the issuers want to be asked again, and reports whether any was asked at all.
-func (a *attempt) noteWishes(e *askError) (asked bool) {
-	told := make(map[string]time.Time)
-	for _, fault := range e.faults {
-		if asked = asked || fault.err != nil; fault.err != nil {
-			a.limits.refused(fault.issuer, fault.until)
-		}
-		if !fault.until.IsZero() {
-			told[fault.issuer] = fault.until.UTC()
-		}
-	}
-	a.told = told
-	return asked
 }
 
 // earliest returns when the first of the issuers may be asked again.
@@ -308,42 +307,58 @@ func (a *attempt) kept() *keptBackOff {
 	return &kept
 }
 
-// caLimits are CAs that have too many orders of ours, whichever name they are for. That it is not about a name is
-// seen when several of them are refused, one after the other, and none is accepted.
+// caLimits are CAs that take no more orders of a tenant, whichever name they are for. A CA does not say whether it has too
+// many of the name, of the domain above it, or of us; when several names were refused one after the other it is not the
+// name. It is no conclusion about other tenants: one that has used up what its own domain may have stops nobody else.
 type caLimits struct {
-	mu       sync.Mutex
-	byIssuer map[string]caLimit
+	mu    sync.Mutex
+	known map[caTenant]caLimit
 }
+
+type caTenant struct{ issuer, tenant string }
 
 type caLimit struct {
 	inRow int
 	until time.Time
 }
 
-// limitedInRow is how many refusals in a row mean that a CA takes no orders.
-const limitedInRow = 3
+// Bounds of caLimits: how many refusals in a row mean that it is not the name, and how long others are believed to be
+// refused too.
+const (
+	limitedInRow = 3
+	limitedMost  = time.Hour
+)
 
-// refused notes that a CA did not take an order, until a time or for another reason.
-func (l *caLimits) refused(issuer string, until time.Time) {
+// refused notes that a CA did not take an order because it has too many, until a time. Zero: it was for another reason.
+func (l *caLimits) refused(who caTenant, until time.Time) {
+	if until.IsZero() {
+		l.accepted(who)
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	limit := caLimit{}
-	if !until.IsZero() {
-		if limit.inRow = l.byIssuer[issuer].inRow + 1; limit.inRow >= limitedInRow {
+	if l.known == nil {
+		l.known = make(map[caTenant]caLimit)
+	}
+	limit := l.known[who]
+	if limit.inRow++; limit.inRow >= limitedInRow {
+		if limit.until = time.Now().Add(limitedMost); until.Before(limit.until) {
 			limit.until = until
 		}
 	}
-	if l.byIssuer == nil {
-		l.byIssuer = make(map[string]caLimit)
-	}
-	l.byIssuer[issuer] = limit
+	l.known[who] = limit
 }
 
-func (l *caLimits) accepted(issuer string) { l.refused(issuer, time.Time{}) }
-
-// until returns when a CA takes orders again; zero or past: it takes them.
-func (l *caLimits) until(issuer string) time.Time {
+// accepted notes that a CA took an order.
+func (l *caLimits) accepted(who caTenant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.byIssuer[issuer].until
+	delete(l.known, who)
+}
+
+// until returns when a CA takes orders of a tenant again; zero or past: it takes them.
+func (l *caLimits) until(who caTenant) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known[who].until
 }

@@ -88,13 +88,3 @@ func (m *certMemory) forget(name string) {
 	delete(m.byName, name)
 }
 
-// names returns whose certificates it has.
-func (m *certMemory) names() []string {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	names := make([]string, 0, len(m.byName))
-	for name := range m.byName {
-		names = append(names, name)
-	}
-	return names
-}

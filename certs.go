@@ -138,8 +138,10 @@ func (s *certificates) start() {
 	s.spawn(s.sweepForever)
 }
 
-// followAtOnce is how many names a change may have for them to be looked at one by one. The sweeper finds the others.
-const followAtOnce = 10_000
+// followAtOnce is how many names a change may have for each to be looked at in storage at once. With more, as at every
+// start of a large edge, the sweeper does it, which takes its time: the workers would keep the processor, and with it
+// what applies the change, busy for seconds.
+const followAtOnce = 1_000
 
 // servesHTTP reports whether names can be reached on port 80.
 func (s *certificates) servesHTTP() bool { return s.http.Load() }
@@ -147,9 +149,8 @@ func (s *certificates) servesHTTP() bool { return s.http.Load() }
 // follow takes up what apply has changed: certificates that are wanted now are obtained in the background, and those
 // that nobody wants any more leave memory. It is called under the state's lock and does not wait.
 func (s *certificates) follow(changes *changes) {
-	seen := 0
+	atOnce := changes.size <= followAtOnce
 	for c := range changes.all {
-		seen++
 		had, has := certNone, certNone
 		if c.before != nil {
 			had = c.before.certificate
@@ -162,14 +163,14 @@ func (s *certificates) follow(changes *changes) {
 			s.known.forget(c.name)
 			s.memory.forget(c.name)
 		}
-		if has.issued() && seen <= followAtOnce {
+		if has.issued() && atOnce {
 			s.forgetMissing(c.name)
 			if c.now.wantsIssued() {
 				s.orders.want(c.name, c.now)
 			}
 		}
 	}
-	if changes.size > followAtOnce {
+	if !atOnce {
 		s.sweepSoon()
 	}
 }
@@ -292,7 +293,7 @@ func (s *certificates) local(ctx context.Context, now *issuing, name string) (*h
 			return held, nil
 		}
 	}
-	fresh, err := now.ask(ctx, now.local, name, func(string) time.Time { return time.Time{} })
+	fresh, err := now.ask(ctx, now.local, name, nil)
 	if err != nil {
 		if held != nil && isValid(held.cert, time.Now()) {
 			now.logger.Error("renewing a certificate of the local CA", zap.String(keyDomain, name), zap.Error(err))

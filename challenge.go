@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"path"
@@ -147,14 +146,9 @@ func (s *certificates) checkKey(ctx context.Context) ([]byte, error) {
 	if kept := s.checking.Load(); kept != nil && kept.storage == now.storage {
 		return kept.key, nil
 	}
-	key, err := now.storage.Load(ctx, checkKeyPath)
-	if errors.Is(err, fs.ErrNotExist) {
-		key = make([]byte, sha256.Size)
-		_, _ = rand.Read(key)
-		if err := now.storage.Store(ctx, checkKeyPath, key); err != nil {
-			return nil, err
-		}
-		key, err = now.storage.Load(ctx, checkKeyPath) // of two edges that begin at once the later one has won
+	key, err := now.load(ctx, checkKeyPath)
+	if err == nil && key == nil {
+		key, err = now.makeCheckKey(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -164,6 +158,21 @@ func (s *certificates) checkKey(ctx context.Context) ([]byte, error) {
 	}
 	s.checking.Store(&checkKey{now.storage, key})
 	return key, nil
+}
+
+// makeCheckKey makes the key under a lock: of two that are made at once each edge would go on with its own.
+func (i *issuing) makeCheckKey(ctx context.Context) ([]byte, error) {
+	unlock, err := i.lockKey(ctx, "pqproxy_check_key")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if key, err := i.load(ctx, checkKeyPath); key != nil || err != nil {
+		return key, err
+	}
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key)
+	return key, i.storage.Store(ctx, checkKeyPath, key)
 }
 
 // checkKey is the key of self-checks in a storage.
@@ -220,6 +229,7 @@ func (s *certificates) reachesUs(ctx context.Context, one *order) error {
 	defer response.Body.Close()
 	got, _ := io.ReadAll(io.LimitReader(response.Body, int64(len(want))+1))
 	if response.StatusCode != http.StatusOK || !hmac.Equal(got, []byte(want)) {
+		s.checking.Store(nil) // the next one reads the key anew: somebody may have put another one into storage
 		return &errNotUs{fmt.Sprintf("something else answers for %s on port 80, with status %d: does its DNS record point here?", one.name, response.StatusCode)}
 	}
 	return nil

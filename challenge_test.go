@@ -1,6 +1,7 @@
 package pqproxy
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -13,6 +14,8 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mholt/acmez/v3/acme"
@@ -254,6 +257,30 @@ func TestSelfCheckKey(t *testing.T) {
 	a, st := newStoredState(t)
 	b := newStateOn(t, st)
 	serveDomains(t, a, "", "192.0.2.1:1", domain.Certificate{}, "app.example.com")
+	// Both make it at once, as edges do that are new.
+	var both sync.WaitGroup
+	both.Add(2)
+	var first atomic.Int64
+	st.hook("Load", func(string) error {
+		if first.Add(1) <= 2 { // neither finds one before the other has looked
+			both.Done()
+			both.Wait()
+		}
+		return nil
+	})
+	keys := make(chan []byte, 2)
+	for _, s := range []*state{a, b} {
+		go func() {
+			key, err := s.certs.checkKey(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			keys <- key
+		}()
+	}
+	if !bytes.Equal(<-keys, <-keys) {
+		t.Error("two edges made two keys")
+	}
 	answer := func(s *state, nonce string) string {
 		t.Helper()
 		text, err := s.certs.checkAnswer(t.Context(), "app.example.com", nonce)
@@ -328,6 +355,23 @@ func TestSelfCheckKeepsFromCA(t *testing.T) {
 	if n := len(ca.Requests()); n != 0 {
 		t.Errorf("the CA saw %d requests", n)
 	}
+}
+
+// selfCheckable has names lead to a state of no config on plain HTTP, or wherever else its DNS says.
+func selfCheckable(t *testing.T, s *state) *testDNS {
+	t.Helper()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.certs.answerChallenge(w, r) {
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(front.Close)
+	dns := startDNS(t)
+	s.certs.http.Store(true)
+	s.certs.resolver = dns.resolver()
+	_, s.certs.checkPort, _ = net.SplitHostPort(front.Listener.Addr().String())
+	allow(t, s, "127.0.0.1")
+	return dns
 }
 
 // allow opens ranges for a state of no config.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path"
 	"strings"
@@ -36,6 +37,9 @@ func newHeld(issuerKey, name string, chain, key []byte) (*heldCert, error) {
 	}
 	return &heldCert{issuerKey: issuerKey, cert: &cert, chain: chain, key: key}, nil
 }
+
+// String shows nothing of the key.
+func (h *heldCert) String() string { return fmt.Sprintf("%v of %s", h.cert.Leaf.DNSNames, h.issuerKey) }
 
 // setData takes over what the issuer says of the certificate. What it may say of another one is not believed.
 func (h *heldCert) setData(data json.RawMessage) {

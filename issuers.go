@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,22 +108,35 @@ func withEmail(raw json.RawMessage, email string) json.RawMessage {
 // Caddy's own sites may be of the same name. errBusy: another edge has it.
 func (i *issuing) lock(ctx context.Context, name string) (unlock func(), err error) {
 	key := "issue_cert_" + name
-	if trying, ok := i.storage.(certmagic.TryLocker); ok {
-		got, err := trying.TryLock(ctx, key)
-		if err == nil && !got {
-			err = errBusy
-		}
-		if err != nil {
-			return nil, err
-		}
-	} else if err := i.storage.Lock(ctx, key); err != nil {
+	trying, ok := i.storage.(certmagic.TryLocker)
+	if !ok {
+		return i.lockKey(ctx, key)
+	}
+	got, err := trying.TryLock(ctx, key)
+	if err == nil && !got {
+		err = errBusy
+	}
+	if err != nil {
 		return nil, err
 	}
+	return i.holdLock(ctx, key)
+}
+
+// lockKey waits for a lock of the storage.
+func (i *issuing) lockKey(ctx context.Context, key string) (unlock func(), err error) {
+	if err := i.storage.Lock(ctx, key); err != nil {
+		return nil, err
+	}
+	return i.holdLock(ctx, key)
+}
+
+// holdLock has a lock that was taken last for an order, where the storage would let it go, and returns what ends it.
+func (i *issuing) holdLock(ctx context.Context, key string) (unlock func(), err error) {
 	unlock = func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 		defer cancel()
 		if err := i.storage.Unlock(ctx, key); err != nil {
-			i.logger.Error("letting go of a lock in storage", zap.String(keyDomain, name), zap.Error(err))
+			i.logger.Error("letting go of a lock in storage", zap.String("lock", key), zap.Error(err))
 		}
 	}
 	if lease, ok := i.storage.(certmagic.LockLeaseRenewer); ok {
@@ -146,6 +160,11 @@ type issuerFault struct {
 	until  time.Time
 }
 
+// asked reports whether any issuer was asked.
+func (e *askError) asked() bool {
+	return slices.ContainsFunc(e.faults, func(fault issuerFault) bool { return fault.err != nil })
+}
+
 // Error says what the issuers said.
 func (e *askError) Error() string {
 	var texts []string
@@ -162,9 +181,17 @@ func (e *askError) Error() string {
 	return strings.Join(texts, "; ")
 }
 
-// ask asks the issuers, in order, for a certificate with a new key. One that notBefore has a time in the future for
-// is passed over. The error is an *askError, unless this machine fails.
-func (i *issuing) ask(ctx context.Context, issuers []certmagic.Issuer, name string, notBefore func(issuer string) time.Time) (*heldCert, error) {
+// wishes remembers when issuers want to be asked.
+type wishes interface {
+	// notBefore returns when an issuer may be asked; zero or past: now.
+	notBefore(issuer string) time.Time
+	// heed takes note of a refusal.
+	heed(fault issuerFault)
+}
+
+// ask asks the issuers, in order, for a certificate with a new key, but those that wish to be left alone; nil wishes: there
+// are none. The error is an *askError, unless this machine fails.
+func (i *issuing) ask(ctx context.Context, issuers []certmagic.Issuer, name string, w wishes) (*heldCert, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -176,13 +203,19 @@ func (i *issuing) ask(ctx context.Context, issuers []certmagic.Issuer, name stri
 	var failed askError
 	for _, issuer := range issuers {
 		fault := issuerFault{issuer: issuer.IssuerKey()}
-		if fault.until = notBefore(fault.issuer); !time.Now().Before(fault.until) {
+		if w != nil {
+			fault.until = w.notBefore(fault.issuer)
+		}
+		if !time.Now().Before(fault.until) {
 			var held *heldCert
 			heard := new(answer)
 			if held, fault.err = i.askOne(context.WithValue(ctx, answerKey{}, heard), issuer, name, key, keyPEM); fault.err == nil {
 				return held, nil
 			}
 			fault.until = heard.until(fault.err)
+			if w != nil {
+				w.heed(fault)
+			}
 		}
 		failed.faults = append(failed.faults, fault)
 		if ctx.Err() != nil {

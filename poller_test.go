@@ -316,8 +316,10 @@ func TestPollRefuses(t *testing.T) {
 		result syncResult
 		says   string
 	}{
-		"error":      {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down for repair", 500) }, "status", "down for repair"},
-		"redirect":   {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/x?y", http.StatusFound) }, "redirect", "elsewhere.example"},
+		"error": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down for repair", 500) }, "status", "down for repair"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.example/x?y", http.StatusFound)
+		}, "redirect", "elsewhere.example"},
 		"login page": {"<!DOCTYPE html><title>Log in</title>", syncMalformed, "is this the address of a feed?"},
 		"nothing":    {"", syncMalformed, "set"},
 		"truncated":  {`{"revision":6,"domains":[` + a, syncMalformed, "unexpected EOF"},

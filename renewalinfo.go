@@ -106,6 +106,7 @@ func (h *heldCert) setInfo(info acme.RenewalInfo, now time.Time) {
 	} else if most := now.Add(lookAway); info.RetryAfter.After(most) {
 		info.RetryAfter = &most
 	}
+	info.UniqueIdentifier = h.ari.UniqueIdentifier
 	var issued acme.Certificate
 	if json.Unmarshal(h.data, &issued) != nil {
 		return

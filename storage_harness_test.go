@@ -2,12 +2,20 @@ package pqproxy
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"io/fs"
+	"math/big"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
@@ -138,4 +146,67 @@ func newStateOn(t testing.TB, st certmagic.Storage, issuers ...certmagic.Issuer)
 	}
 	s.certs.config.Store(&issuing{issuers: issuers, local: []certmagic.Issuer{&testIssuer{name: "local"}}, storage: st, logger: zap.NewNop()})
 	return s
+}
+
+// signer signs requests, for testIssuer.
+type signer struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newSigner(t testing.TB) *signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &signer{key: key}
+	s.cert = &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "signer"}, NotBefore: time.Now().Add(-100 * 24 * time.Hour), NotAfter: time.Now().Add(1000 * 24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	s.cert = s.mustSign(s.cert, key.Public())
+	return s
+}
+
+func (s *signer) mustSign(template *x509.Certificate, public any) *x509.Certificate {
+	der, err := x509.CreateCertificate(rand.Reader, template, s.cert, public, s.key)
+	if err != nil {
+		panic(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	return cert
+}
+
+// sign signs what a request asks for, valid for a life from now on, or what edit makes of it.
+func (s *signer) sign(csr *x509.CertificateRequest, life time.Duration, edit ...func(*x509.Certificate)) *certmagic.IssuedCertificate {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, DNSNames: csr.DNSNames, NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(life),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, e := range edit {
+		e(template)
+	}
+	leaf := s.mustSign(template, csr.PublicKey)
+	var chain []byte
+	for _, cert := range []*x509.Certificate{leaf, s.cert} {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return &certmagic.IssuedCertificate{Certificate: chain}
+}
+
+func readFile(t testing.TB, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }

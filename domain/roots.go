@@ -43,7 +43,7 @@ func (c *chainCheck) endsUnknown() bool {
 		return false
 	}
 	_, err := c.chain[len(c.chain)-1].Verify(x509.VerifyOptions{
-		Roots: c.roots, Intermediates: x509.NewCertPool(), CurrentTime: c.now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		Roots: c.roots, Intermediates: x509.NewCertPool(), CurrentTime: c.now,
 	})
 	var unknown x509.UnknownAuthorityError
 	return errors.As(err, &unknown)
