@@ -87,4 +87,3 @@ func (m *certMemory) forget(name string) {
 	defer m.mu.Unlock()
 	delete(m.byName, name)
 }
-

@@ -227,6 +227,10 @@ func (s *certificates) load(r *route) (*tls.Certificate, error) {
 		}
 		return nil, m.err
 	}
+	if cert := s.memory.get(r.Name); cert != nil { // it has just been read
+		s.mu.Unlock()
+		return cert, nil
+	}
 	l := s.loading[r.Name]
 	if l == nil {
 		l = &loading{done: make(chan struct{})}
