@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -60,6 +61,10 @@ func (a *apiClient) do(method, path, body string, headers ...string) (*apiReply,
 		r.Header.Set(headers[i], headers[i+1])
 	}
 	answer, err := a.http.Do(r)
+	if errors.Is(err, io.EOF) { // the endpoint of the config before, which Caddy stops beside us, took it
+		r.Body = io.NopCloser(strings.NewReader(body))
+		answer, err = a.http.Do(r)
+	}
 	if err != nil {
 		return nil, err
 	}

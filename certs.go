@@ -42,8 +42,9 @@ type certificates struct {
 
 	mu      sync.Mutex
 	closed  bool
-	loading map[string]*loading // by name, while it is read from storage or issued by the local CA
-	missing map[string]missing  // names that had no certificate
+	loading map[string]*loading         // by name, while it is read from storage or issued by the local CA
+	missing map[string]missing          // names that had no certificate
+	lookups map[string]*challengeLookup // by name, while a challenge is looked for in storage
 }
 
 // missing is why a name has no certificate, and until when the storage is not asked again.
@@ -66,7 +67,7 @@ var errNoIssuer = errors.New("no config has an issuer")
 func (s *certificates) open(owner *state) {
 	s.owner = owner
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.loading, s.missing = make(map[string]*loading), make(map[string]missing)
+	s.loading, s.missing, s.lookups = make(map[string]*loading), make(map[string]missing), make(map[string]*challengeLookup)
 	s.hurry, s.asks, s.checkPort, s.rest = make(chan struct{}, 1), make(chan string, maxAsks), "80", sweepRest
 	s.memory.open(certsInMemory)
 	s.orders.open(s)
@@ -87,6 +88,9 @@ func (s *certificates) spawnLocked(f func()) bool {
 	return !s.closed
 }
 
+// closeTimeout is how long close waits: an order under way takes back what it has written and lets go of its lock.
+const closeTimeout = 15 * time.Second
+
 // close ends the orders, the sweeper and whatever reads from storage.
 func (s *certificates) close() {
 	s.mu.Lock()
@@ -94,7 +98,12 @@ func (s *certificates) close() {
 	s.mu.Unlock()
 	s.cancel()
 	s.orders.close()
-	s.working.Wait()
+	done := make(chan struct{})
+	go func() { s.working.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(closeTimeout): // a module of somebody else's does not end with its context
+	}
 	if now := s.config.Load(); now != nil {
 		now.closeIdle()
 	}
@@ -241,8 +250,12 @@ func (s *certificates) load(r *route) (*tls.Certificate, error) {
 		}
 	}
 	s.mu.Unlock()
-	<-l.done // fill has a deadline
-	return l.cert, l.err
+	select {
+	case <-l.done:
+		return l.cert, l.err
+	case <-time.After(loadTimeout + time.Second): // a storage that does not end with its context
+		return nil, fmt.Errorf("loading the certificate of %s: the storage does not answer", r.Name)
+	}
 }
 
 // fill does the work of load.

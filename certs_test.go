@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -173,10 +174,11 @@ func TestLazyLoadFails(t *testing.T) {
 // TestMissingIsBounded forgets which names have no certificate rather than to remember any number.
 func TestMissingIsBounded(t *testing.T) {
 	s, _ := newStoredState(t)
-	now := s.certs.config.Load()
-	for i := range missingEntries + 10 {
-		l := &loading{done: make(chan struct{})}
-		s.certs.fill(l, now, fmt.Sprintf("n%d.example.com", i), false)
+	for i := range missingEntries - 5 {
+		s.certs.missing[fmt.Sprint(i)] = missing{}
+	}
+	for i := range 10 {
+		s.certs.fill(&loading{done: make(chan struct{})}, s.certs.config.Load(), fmt.Sprintf("n%d.example.com", i), false)
 	}
 	s.certs.mu.Lock()
 	defer s.certs.mu.Unlock()
@@ -422,6 +424,37 @@ func TestStopInTheMiddle(t *testing.T) {
 	if s.certs.orders.has("late.example.com") {
 		t.Error("an order was taken after the end")
 	}
+}
+
+// TestStopWithStubbornIssuer does not wait for a module that does not end with its context.
+func TestStopWithStubbornIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStateOn(t, newTestStorage(t))
+		stuck, free := make(chan struct{}), make(chan struct{})
+		s.certs.spawn(func() { close(stuck); <-free })
+		<-stuck
+		start := time.Now()
+		s.certs.close()
+		if took := time.Since(start); took != closeTimeout {
+			t.Errorf("it took %s", took)
+		}
+		close(free)
+	})
+}
+
+// TestLazyLoadOfStuckStorage lets nobody wait for a storage for ever.
+func TestLazyLoadOfStuckStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, st := newStoredState(t)
+		serveDomains(t, s, "", "192.0.2.1:1", domain.Certificate{}, "app.example.com")
+		free := make(chan struct{})
+		st.hook("Load", func(string) error { <-free; return nil })
+		if _, err := s.certificateFor(routed(t, s, "app.example.com")); err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Error(err)
+		}
+		close(free)
+		synctest.Wait()
+	})
 }
 
 // agedCert is a certificate that is due.

@@ -33,7 +33,8 @@ const (
 )
 
 // challengeFor returns the challenge that is open for a name: this process's, be it Caddy's own, or for a name of ours one
-// that another edge of the fleet has put into storage. For other names, of which there is no end, nothing is read.
+// that another edge of the fleet has put into storage. For other names, of which there is no end, nothing is read, and
+// for those once at a time: anybody may ask.
 func (s *certificates) challengeFor(ctx context.Context, name string) (certmagic.Challenge, bool) {
 	if challenge, ok := certmagic.GetACMEChallenge(name); ok {
 		return challenge, true
@@ -42,21 +43,52 @@ func (s *certificates) challengeFor(ctx context.Context, name string) (certmagic
 	if now == nil || !s.obtains(name) {
 		return certmagic.Challenge{}, false
 	}
-	for _, issuer := range now.issuers {
+	s.mu.Lock()
+	l := s.lookups[name]
+	if l != nil {
+		s.mu.Unlock()
+		select {
+		case <-l.done:
+			return l.challenge, l.found
+		case <-ctx.Done():
+			return certmagic.Challenge{}, false
+		}
+	}
+	l = &challengeLookup{done: make(chan struct{})}
+	s.lookups[name] = l
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.lookups, name)
+		s.mu.Unlock()
+		close(l.done)
+	}()
+	l.challenge, l.found = now.challengeFor(ctx, name)
+	return l.challenge, l.found
+}
+
+// challengeLookup is a challenge that is looked for in storage. All who want it wait for one.
+type challengeLookup struct {
+	done      chan struct{} // closed when the rest is set
+	challenge certmagic.Challenge
+	found     bool
+}
+
+// challengeFor returns the challenge of a name that is in storage.
+func (i *issuing) challengeFor(ctx context.Context, name string) (challenge certmagic.Challenge, found bool) {
+	for _, issuer := range i.issuers {
 		key := path.Join("acme", certmagic.StorageKeys.Safe(issuer.IssuerKey()), "challenge_tokens", certmagic.StorageKeys.Safe(name)+".json")
-		content, err := now.load(ctx, key)
+		content, err := i.load(ctx, key)
 		if err == nil && content == nil {
 			continue
 		}
-		var challenge certmagic.Challenge
 		if err == nil {
 			err = json.Unmarshal(content, &challenge)
 		}
-		if err != nil {
-			now.logger.Error("reading a challenge from storage", zap.String(keyDomain, name), zap.Error(err))
-			continue
+		if err == nil {
+			return challenge, true
 		}
-		return challenge, true
+		i.logger.Error("reading a challenge from storage", zap.String(keyDomain, name), zap.Error(err))
 	}
 	return certmagic.Challenge{}, false
 }

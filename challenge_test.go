@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -65,7 +66,7 @@ func TestIssuanceTLSALPN01(t *testing.T) {
 	}
 	full := domain.Domain{Name: "full.example.com", Upstreams: up, MaxConnections: 1, Certificate: domain.Certificate{Source: domain.Internal}}
 	put(&full)
-	e.dial(e.client("full.example.com", unverified)) // and stays
+	echo(t, e.dial(e.client("full.example.com", unverified)), "hello") // and stays
 	acmeNow := full
 	acmeNow.Certificate.Source = domain.ACME
 	before := e.up.Accepted()
@@ -166,6 +167,31 @@ func TestChallengeOfAnotherEdge(t *testing.T) {
 	}
 	if got, ok := get("app.example.com", challengePath+"token"); ok && got != "token.thumb" {
 		t.Errorf("a challenge of TLS-ALPN-01 by HTTP: %q", got)
+	}
+
+	// Anybody may ask, and as many as like at a time: it is read once for all.
+	reading, gate := make(chan struct{}, 100), make(chan struct{})
+	st.hook("Load", func(string) error {
+		reading <- struct{}{}
+		<-gate
+		return nil
+	})
+	before := st.count("Load")
+	var asking sync.WaitGroup
+	for range 100 {
+		asking.Go(func() {
+			if s.certs.challengeCertificate("app.example.com") == nil {
+				t.Error("not answered")
+			}
+		})
+	}
+	<-reading
+	pqtest.Wait(t, "all to ask", func() bool { return strings.Count(stacks(), "challengeCertificate(") == 100 })
+	close(gate)
+	asking.Wait()
+	st.hook("Load", nil)
+	if n := st.count("Load") - before; n != 2 { // of two issuers
+		t.Errorf("%d reads", n)
 	}
 
 	// A challenge that cannot be read, and a storage that fails, are logged, and nothing is answered.
@@ -372,6 +398,12 @@ func selfCheckable(t *testing.T, s *state) *testDNS {
 	_, s.certs.checkPort, _ = net.SplitHostPort(front.Listener.Addr().String())
 	allow(t, s, "127.0.0.1")
 	return dns
+}
+
+// stacks returns what all goroutines do.
+func stacks() string {
+	buf := make([]byte, 16<<20)
+	return string(buf[:runtime.Stack(buf, true)])
 }
 
 // allow opens ranges for a state of no config.

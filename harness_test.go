@@ -52,7 +52,7 @@ func startAdminEdge(t testing.TB, option string) *edge {
 
 func startEdgeWith(t testing.TB, admin, option string, handlers ...string) *edge {
 	t.Helper()
-	e := &edge{t: t, ca: pqtest.NewCA(t), dir: t.TempDir(), log: collectLog(t), admin: admin}
+	e := &edge{t: t, ca: pqtest.NewCA(t), dir: tempDir(t), log: collectLog(t), admin: admin}
 	t.Cleanup(func() {
 		if admin != "off" { // which Stop leaves running
 			if err := caddy.Load([]byte(`{"admin":{"disabled":true,"config":{"persist":false}}}`), true); err != nil {
@@ -69,6 +69,18 @@ func startEdgeWith(t testing.TB, admin, option string, handlers ...string) *edge
 	defer sockets.Unlock()
 	e.addr = sockets.byAddress["127.0.0.1:0"].ln.Addr().String()
 	return e
+}
+
+// tempDir is t.TempDir without its failure where something is left: Caddy's own certificate maintenance may write to
+// its storage for a moment after Caddy has stopped.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pqproxy-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // load loads a config as startEdge does: a reload.

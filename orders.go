@@ -168,6 +168,8 @@ func (o *orders) state(name string) string {
 	switch {
 	case one == nil:
 		return "it is not being obtained"
+	case one.running && one.last != "":
+		return fmt.Sprintf("it is being obtained again; attempt %d failed: %s", one.attempts, one.last)
 	case one.running:
 		return "it is being obtained"
 	case one.last != "":
