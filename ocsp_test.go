@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,24 @@ type responder struct {
 	most   int
 }
 
+// serveOn serves on a port of an address of loopback: of any, where the system is Linux; others have 127.0.0.1 alone.
+func serveOn(t testing.TB, host string, h http.Handler) *httptest.Server {
+	t.Helper()
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		if runtime.GOOS != "linux" {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(h)
+	_ = server.Listener.Close()
+	server.Listener = listener
+	server.Start()
+	t.Cleanup(server.Close)
+	return server
+}
+
 // startResponder starts one that listens on an address of loopback.
 func startResponder(t testing.TB, host string) *responder {
 	t.Helper()
@@ -47,16 +66,7 @@ func startResponder(t testing.TB, host string) *responder {
 	r.cert, r.key = r.certificate(nil, nil, func(c *x509.Certificate) {
 		c.IsCA, c.KeyUsage, c.Subject.CommonName = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign, "responder's CA"
 	})
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Skip(err)
-	}
-	server := httptest.NewUnstartedServer(r)
-	_ = server.Listener.Close()
-	server.Listener = listener
-	server.Start()
-	r.url = server.URL
-	t.Cleanup(server.Close)
+	r.url = serveOn(t, host, r).URL
 	return r
 }
 
@@ -360,15 +370,7 @@ func TestStapleAddress(t *testing.T) {
 	api := e.api()
 	inside := startResponder(t, "127.0.0.1")
 	outside := startResponder(t, "127.0.0.2")
-	redirecting := httptest.NewUnstartedServer(http.RedirectHandler(inside.url, http.StatusTemporaryRedirect))
-	listener, err := net.Listen("tcp", "127.0.0.2:0")
-	if err != nil {
-		t.Skip(err)
-	}
-	_ = redirecting.Listener.Close()
-	redirecting.Listener = listener
-	redirecting.Start()
-	t.Cleanup(redirecting.Close)
+	redirecting := serveOn(t, "127.0.0.2", http.RedirectHandler(inside.url, http.StatusTemporaryRedirect))
 
 	put := func(name, url string) tls.Certificate {
 		t.Helper()
