@@ -37,7 +37,7 @@ type checker struct {
 
 	// From here on all is run's alone.
 	targets map[targetKey]*target
-	waiting dueHeap
+	waiting dueHeap[*target]
 	turns   turns
 	running int
 	pace    pace
@@ -70,6 +70,9 @@ type target struct {
 	failing *list.Element // in watch.failing; guarded by health.mu
 	counted bool          // in upstream.down
 }
+
+func (t *target) dueAt() time.Time { return t.due }
+func (t *target) moved(place int)  { t.place = place }
 
 // targetKey is what checks that are the same have in common. The policy that an address is held to depends on the source.
 type targetKey struct {

@@ -2,34 +2,6 @@ package pqproxy
 
 import "container/list"
 
-// dueHeap is a heap of targets, the next one due first.
-type dueHeap []*target
-
-func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
-}
-
-// Push is for container/heap.
-func (h *dueHeap) Push(x any) {
-	t := x.(*target)
-	t.place = len(*h)
-	*h = append(*h, t)
-}
-
-// Pop is for container/heap.
-func (h *dueHeap) Pop() any {
-	last := len(*h) - 1
-	t := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	t.place = -1
-	return t
-}
-
 // turns are targets that are due, those of each tenant in a queue. Tenants take turns.
 type turns struct {
 	order   list.List // of *tenantTurn

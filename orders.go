@@ -21,7 +21,7 @@ type orders struct {
 	byName  map[string]*order
 	tenants map[string]*tenantOrders // those with orders that are due or running
 	turn    []*tenantOrders          // those with orders that are due, the next one first
-	waiting orderHeap                // for their time to come
+	waiting dueHeap[*order]          // for their time to come
 	timer   *time.Timer              // for the first of them
 }
 
@@ -39,6 +39,9 @@ type order struct {
 	told    map[string]time.Time // worker's: by issuer, when it wants to be asked again about this name
 	unsaved *heldCert            // worker's: obtained, and the storage did not take it
 }
+
+func (o *order) dueAt() time.Time { return o.next }
+func (o *order) moved(place int)  { o.place = place }
 
 // tenantOrders are a tenant's orders that are due, the first come first.
 type tenantOrders struct {
@@ -277,27 +280,4 @@ func (o *orders) work() {
 		o.more.Broadcast() // this tenant may have a worker again
 		o.mu.Unlock()
 	}
-}
-
-// orderHeap has the order that is due first in front.
-type orderHeap []*order
-
-func (h orderHeap) Len() int           { return len(h) }
-func (h orderHeap) Less(i, j int) bool { return h[i].next.Before(h[j].next) }
-func (h orderHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
-}
-func (h *orderHeap) Push(x any) {
-	one := x.(*order)
-	one.place = len(*h)
-	*h = append(*h, one)
-}
-func (h *orderHeap) Pop() any {
-	last := len(*h) - 1
-	one := (*h)[last]
-	one.place = -1
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return one
 }
