@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -317,12 +316,4 @@ func (k *keeper) close() {
 			k.failed(err)
 		}
 	}
-}
-
-// String is the version as a person reads it.
-func (v version) String() string {
-	if v.hasRevision {
-		return strconv.FormatUint(v.revision, 10)
-	}
-	return v.label
 }
