@@ -116,7 +116,7 @@ func (s *state) leafOf(e *entry, d *domain.Domain) (*x509.Certificate, error) {
 			return own, err
 		}
 	}
-	if issued := s.certs.newest(d.Name); issued != nil {
+	if issued := s.certs.memory.peek(d.Name); issued != nil {
 		return issued.Leaf, nil
 	}
 	if _, known := s.certs.known.of(d.Name); known {

@@ -63,7 +63,7 @@ func (a *attempt) overtaken() bool { return a.certs.config.Load() != a.issuing }
 
 // run is what attempt does.
 func (a *attempt) run() time.Time {
-	held, err := a.certs.inStorage(a.ctx, a.issuing, a.name)
+	held, err := a.held(a.ctx, a.issuers, a.name)
 	if err != nil {
 		return a.failed(fmt.Errorf("looking for it in storage: %w", err))
 	}
@@ -87,7 +87,7 @@ func (a *attempt) run() time.Time {
 	}
 	defer unlock()
 	// Whoever had the lock may have obtained it, or have been refused.
-	if held, err = a.certs.inStorage(a.ctx, a.issuing, a.name); err != nil {
+	if held, err = a.held(a.ctx, a.issuers, a.name); err != nil {
 		return a.failed(fmt.Errorf("looking for it in storage: %w", err))
 	}
 	if a.enough(held) {

@@ -184,9 +184,6 @@ func (s *certificates) follow(changes *changes) {
 	}
 }
 
-// newest returns the issued certificate in memory, or nil.
-func (s *certificates) newest(name string) *tls.Certificate { return s.memory.peek(name) }
-
 // certificateFor returns the certificate that a route is served with: the domain's own pair, or the issued one of
 // exactly the route's name, which may have to be read from storage.
 func (s *state) certificateFor(r *route) (*tls.Certificate, error) {
@@ -351,18 +348,6 @@ func (s *certificates) take(name string, held *heldCert, internal, wanted bool) 
 		s.known.forget(name)
 		s.memory.forget(name)
 	}
-}
-
-// closeIdle closes the connections with CAs that nobody uses.
-func (i *issuing) closeIdle() {
-	for _, client := range i.clients {
-		client.CloseIdleConnections()
-	}
-}
-
-// inStorage returns the certificate of a name that the issuers have given; nil: none that can be served.
-func (s *certificates) inStorage(ctx context.Context, now *issuing, name string) (*heldCert, error) {
-	return now.held(ctx, now.issuers, name)
 }
 
 // certKind says where an entry's certificate comes from.

@@ -66,6 +66,13 @@ func newIssuing(ctx caddy.Context, a *App, wantsInternal bool) (*issuing, error)
 	return i, nil
 }
 
+// closeIdle closes the connections with CAs that nobody uses.
+func (i *issuing) closeIdle() {
+	for _, client := range i.clients {
+		client.CloseIdleConnections()
+	}
+}
+
 // loadIssuers loads the modules of `issuers`, in order, or the default.
 func loadIssuers(ctx caddy.Context, a *App) ([]certmagic.Issuer, error) {
 	if len(a.IssuersRaw) == 0 {

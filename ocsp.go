@@ -168,7 +168,7 @@ func (s *staples) served(st *staple) bool {
 	case st.source.own:
 		return e.pairEnds != 0 && e.route.Load().sameLeaf(st.leaf)
 	}
-	cert := s.certs.newest(st.name)
+	cert := s.certs.memory.peek(st.name)
 	return cert != nil && cert.Leaf.Equal(st.leaf)
 }
 

@@ -46,7 +46,7 @@ func (s *certificates) askWhen(name string) {
 	now := s.config.Load()
 	ctx, cancel := context.WithTimeout(s.ctx, infoTimeout)
 	defer cancel()
-	held, err := s.inStorage(ctx, now, name)
+	held, err := now.held(ctx, now.issuers, name)
 	if err != nil || held == nil || held.torn || held.askAt().IsZero() || held.askAt().After(time.Now()) {
 		return // the sweeper sees to it
 	}

@@ -69,7 +69,7 @@ func (s *certificates) look(e *entry) {
 	now := s.config.Load()
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
-	held, err := s.inStorage(ctx, now, name)
+	held, err := now.held(ctx, now.issuers, name)
 	time.Sleep(sweepBeside)
 	switch {
 	case err != nil:

@@ -149,10 +149,10 @@ func TestSweep(t *testing.T) {
 		s.certs.known.look(name, time.Now())
 	}
 	s.certs.sweep()
-	if got := s.certs.newest("visited.example.com"); got == nil || !got.Leaf.Equal(renewed.cert.Leaf) {
+	if got := s.certs.memory.peek("visited.example.com"); got == nil || !got.Leaf.Equal(renewed.cert.Leaf) {
 		t.Error("memory has the old one")
 	}
-	if s.certs.newest("good.example.com") != nil {
+	if s.certs.memory.peek("good.example.com") != nil {
 		t.Error("memory has one that nobody visited")
 	}
 }
