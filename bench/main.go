@@ -17,13 +17,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
@@ -62,30 +60,7 @@ var (
 	quickSize = size{Workers: 16, Handshakes: 200, RelayBytes: 64 << 20, Pings: 1500, FirstBytes: 3, IdleConns: 1000, WarmUpConns: 32}
 )
 
-func main() {
-	opts, err := parseOptions(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		err = interruptible(opts)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
-}
-
-// interruptible is run with a context that the user's interrupt ends: nothing is left running, no file behind.
-func interruptible(opts options) error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := run(ctx, opts)
-	if ctx.Err() != nil {
-		return errors.New("interrupted") // whatever failed, failed because of it
-	}
-	return err
-}
+func main() { lab.Main("bench", parseOptions, run) }
 
 func parseOptions(args []string) (options, error) {
 	var (

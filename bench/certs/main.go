@@ -18,11 +18,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"syscall"
 
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
@@ -67,30 +65,7 @@ const (
 	fullTable, quickTable   = 1_000_000, 5000
 )
 
-func main() {
-	opts, err := parseOptions(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		err = interruptible(opts)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "certs:", err)
-		os.Exit(1)
-	}
-}
-
-// interruptible is run with a context that the user's interrupt ends: nothing is left running, no file behind.
-func interruptible(opts options) error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := run(ctx, opts)
-	if ctx.Err() != nil {
-		return errors.New("interrupted") // whatever failed, failed because of it
-	}
-	return err
-}
+func main() { lab.Main("certs", parseOptions, run) }
 
 func parseOptions(args []string) (options, error) {
 	var opts options
