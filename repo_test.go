@@ -23,23 +23,46 @@ const rootPackage = "github.com/pqproxy/caddy-pqproxy"
 
 // mayImport says which packages of this repository the packages of it import outside of tests, by folder.
 var mayImport = map[string][]string{
-	".":                    {"domain", "netpolicy", "probe", "internal/feed", "internal/feedsig", "internal/keptset", "internal/proxyheader"},
+	".":                    {"domain", "netpolicy", "probe", "internal/caddyblock", "internal/edgereport", "internal/feed", "internal/feedsig", "internal/id", "internal/keptset", "internal/proxyheader"},
 	"domain":               nil,
 	"netpolicy":            nil,
 	"probe":                {"internal/proxyheader"},
+	"internal/caddyblock":  nil,
+	"internal/edgereport":  {"domain"},
 	"internal/feed":        {"internal/feedsig"},
 	"internal/feedsig":     nil,
+	"internal/id":          nil,
 	"internal/keptset":     nil,
 	"internal/proxyheader": nil,
 	"internal/acmetest":    {"internal/pqtest"},
+	"internal/pgtest":      nil,
 	"internal/pqtest":      nil,
-	"cmd/pqproxy":          {"."},
+	"management":           {"domain", "netpolicy", "probe", "internal/edgereport", "internal/id"},
+	"management/store":     {"domain", "internal/edgereport", "management"},
+	"management/dashboard": {"domain", "management", "management/auth"},
+	"management/api":       {"domain", "internal/edgereport", "management", "management/auth"},
+	"management/auth":      {"management"},
+	"management/mail":      nil,
+	"management/vault":     nil,
+	"management/dnscheck":  {"netpolicy"},
+	"cmd/pqproxy":          {".", "management/module"},
 	"caddytest":            nil,
 	"bench":                {".", "bench/internal/lab"},
 	"bench/internal/lab":   nil,
 	"bench/live":           {".", "bench/internal/lab"},
 	"bench/certs":          {".", "bench/internal/lab"},
-	"examples/quickstart":  {".", "probe"},
+	"bench/management":     {"bench/internal/lab", "domain", "internal/edgereport", "internal/id", "internal/pgtest", "management", "management/store"},
+	"examples/quickstart":  {".", "probe", "management/module", "examples/internal/demo"},
+	"examples/saas":        {".", "probe", "management/module", "examples/internal/demo"},
+
+	"examples/internal/demo":     nil,
+	"examples/internal/demotest": nil,
+
+	"management/module": {
+		"domain", "internal/caddyblock", "internal/feedsig", "internal/id", "management", "management/api", "management/auth", "management/dashboard",
+		"management/dnscheck", "management/mail", "management/store", "management/vault", "netpolicy", "probe",
+	},
+	"management/store/storetest": {"internal/pgtest", "management/store"},
 }
 
 // mustNotKnow says which imports packages must do without, tests included: they are used by both planes.
@@ -49,6 +72,9 @@ var mustNotKnow = map[string][]string{
 	"probe":                {"github.com/caddyserver/", "github.com/mholt/", "database/sql"},
 	"internal/feedsig":     {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
 	"internal/proxyheader": {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
+	"internal/edgereport":  {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
+	"internal/id":          {"github.com/caddyserver/", "github.com/mholt/", "net/http", "database/sql"},
+	"management":           {"github.com/caddyserver/", "github.com/mholt/"},
 }
 
 // goFile is a parsed file of this module.

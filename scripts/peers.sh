@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests run as real peers, and nothing that is already there:
 #
-#   from Debian  nginx (with its stream module), haproxy, chromium, openssl, curl,
-#                and what building needs: gcc for the race detector, make, git, npm
+#   from Debian  nginx (with its stream module), haproxy, PostgreSQL, chromium,
+#                openssl, curl, and what building needs: gcc for the race detector, make, git, npm
 #   from npm     Node.js 24, Deno and Bun, at the versions of scripts/peers/package.json
-#   with Go      xcaddy and staticcheck, at the versions of scripts/tools/go.mod
+#   with Go      xcaddy, staticcheck and gosec, at the versions of scripts/tools/go.mod
 #
-# The last two go to .peers/ in this repository, which git ignores; delete it to
+# The last two lines go to .peers/ in this repository, which git ignores; delete it to
 # start over. Installing Debian packages needs root; without it the script says
 # which command to run and stops.
 set -euo pipefail
@@ -27,18 +27,26 @@ fi
 
 # --- Debian ---------------------------------------------------------------
 
+# postgres prints where the newest PostgreSQL is: Debian has it in no PATH.
+postgres() {
+	local found
+	found=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1 || true)
+	echo "${found:-$(type -P postgres || true)}"
+}
+
 # has reports whether what a package is wanted for is there, by whatever way it came.
 has() {
 	case $1 in
 	libnginx-mod-stream) [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] ;;
 	libc6-dev) [ -e /usr/include/stdio.h ] ;;
+	postgresql) command -v "$(postgres)" >/dev/null ;;
 	ca-certificates) [ -e /etc/ssl/certs/ca-certificates.crt ] ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }
 
 missing=()
-for package in nginx libnginx-mod-stream haproxy chromium openssl curl ca-certificates gcc libc6-dev make git npm; do
+for package in nginx libnginx-mod-stream haproxy postgresql chromium openssl curl ca-certificates gcc libc6-dev make git npm; do
 	has "$package" || missing+=("$package")
 done
 
@@ -52,6 +60,12 @@ if [ ${#missing[@]} -gt 0 ]; then
 		printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 		chmod +x /usr/sbin/policy-rc.d
 		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+	fi
+	# PostgreSQL's package makes a cluster of databases, to be started with the
+	# machine, unless it is told before not to.
+	if ! has postgresql && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+		mkdir -p /etc/postgresql-common
+		printf 'create_main_cluster = false\n' >/etc/postgresql-common/createcluster.conf
 	fi
 	export DEBIAN_FRONTEND=noninteractive
 	apt-get update -qq
@@ -79,7 +93,7 @@ ln -sf ../node_modules/@oven/bun-linux-x64-baseline/bin/bun .peers/bin/bun
 
 # --- Go -------------------------------------------------------------------
 
-# Cheap when nothing changed: the build cache has both.
+# Cheap when nothing changed: the build cache has them.
 go -C scripts/tools build -buildvcs=false -o "$PWD/.peers/bin/" tool
 
 # --- and each must run ----------------------------------------------------
@@ -90,6 +104,7 @@ done
 printf '%-9s %s\n' \
 	nginx "$(nginx -v 2>&1 | sed 's/.*: //')" \
 	haproxy "$(haproxy -v | head -n 1)" \
+	postgres "$("$(postgres)" --version)" \
 	chromium "$(chromium --version 2>/dev/null)" \
 	openssl "$(openssl version)" \
 	curl "$(curl --version | head -n 1)"
