@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/id"
 )
 
 // connectionAnswer is one open connection. Its fields are those of the connection's record, as far as they are known.
@@ -129,17 +130,17 @@ func (q *adminRequest) endConnections() error {
 		}
 		return q.answer(http.StatusOK, endedAnswer{ended})
 	}
-	id, ok := parseConnID(text)
-	if !ok {
+	wanted, err := id.Parse(strings.ToLower(text))
+	if err != nil {
 		return apiError(http.StatusBadRequest, "query: id is %s; give the 26 characters that the list and the log have", quoteShort(text))
 	}
 	for _, c := range q.state.live.list() {
-		if c.id == id {
+		if c.id == wanted {
 			end(c)
 		}
 	}
 	if ended == 0 {
-		return apiError(http.StatusNotFound, "no connection %s is open", id)
+		return apiError(http.StatusNotFound, "no connection %s is open", wanted)
 	}
 	return q.answer(http.StatusOK, endedAnswer{ended})
 }
@@ -147,14 +148,4 @@ func (q *adminRequest) endConnections() error {
 // endedAnswer says how many connections were ended.
 type endedAnswer struct {
 	Ended int `json:"ended"`
-}
-
-// parseConnID reads what connID.String writes, in either case.
-func parseConnID(text string) (id connID, ok bool) {
-	padded, err := crockford.DecodeString("000000" + strings.ToLower(text))
-	if err != nil || len(padded) != 20 {
-		return id, false
-	}
-	copy(id[:], padded[4:])
-	return id, id.String() == strings.ToLower(text)
 }

@@ -198,20 +198,6 @@ func TestAdminConnectionsWhile(t *testing.T) {
 	}
 }
 
-func TestParseConnID(t *testing.T) {
-	for range 100 {
-		id := newConnID()
-		if got, ok := parseConnID(id.String()); !ok || got != id {
-			t.Errorf("%s is read as %s", id, got)
-		}
-	}
-	for _, bad := range []string{"", "x", strings.Repeat("0", 25), strings.Repeat("0", 27), strings.Repeat("z", 26), strings.Repeat("u", 26), strings.Repeat("é", 13), "01m81wb050f3sr09tejjxabvj\n"} {
-		if _, ok := parseConnID(bad); ok {
-			t.Errorf("%q is read", bad)
-		}
-	}
-}
-
 // TestAdminCertificates lists the certificates of all domains, what there is of them.
 func TestAdminCertificates(t *testing.T) {
 	e := startAdminEdge(t, adminOption)

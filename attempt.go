@@ -22,8 +22,12 @@ var (
 	checkBackOff = []time.Duration{time.Minute, 2 * time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
 )
 
-// otherEdge is how long an order waits for another edge that is about to obtain the same.
-const otherEdge = 20 * time.Second
+// An order that finds another edge about to obtain the same looks again soon, since that mostly takes seconds, and then more
+// and more seldom.
+const (
+	otherEdge     = time.Second
+	otherEdgeMost = 20 * time.Second
+)
 
 // attempt tries once, for a tenant. It returns when to try again, or zero if that is not necessary.
 func (o *orders) attempt(one *order, tenant string) (next time.Time) {
@@ -70,7 +74,7 @@ func (a *attempt) run() time.Time {
 	if a.enough(held) {
 		return time.Time{} // another edge was faster, or there was no need
 	}
-	if next := a.obey(); !next.IsZero() {
+	if next := a.obey(false); !next.IsZero() {
 		return next
 	}
 	if a.unsaved == nil {
@@ -81,11 +85,14 @@ func (a *attempt) run() time.Time {
 	unlock, err := a.lock(a.ctx, a.name)
 	switch {
 	case errors.Is(err, errBusy):
-		return time.Now().Add(otherEdge + rand.N(otherEdge/2))
+		pause := min(otherEdge<<a.busy, otherEdgeMost)
+		a.busy = min(a.busy+1, 10)
+		return time.Now().Add(pause + rand.N(pause/2))
 	case err != nil:
 		return a.failed(fmt.Errorf("locking it in storage: %w", err))
 	}
 	defer unlock()
+	a.busy = 0
 	// Whoever had the lock may have obtained it, or have been refused.
 	if held, err = a.held(a.ctx, a.issuers, a.name); err != nil {
 		return a.failed(fmt.Errorf("looking for it in storage: %w", err))
@@ -93,7 +100,7 @@ func (a *attempt) run() time.Time {
 	if a.enough(held) {
 		return time.Time{}
 	}
-	if next := a.obey(); !next.IsZero() {
+	if next := a.obey(true); !next.IsZero() {
 		return next
 	}
 	return a.obtain(held)
@@ -112,10 +119,10 @@ func (a *attempt) enough(held *heldCert) bool {
 }
 
 // obey returns until when storage wants nobody to try, or zero: another edge has tried, or this one before it was
-// started anew.
-func (a *attempt) obey() time.Time {
+// started anew. An attempt that is under way has ended without a word if its lock is ours; else it may still be going on.
+func (a *attempt) obey(locked bool) time.Time {
 	a.before = a.kept()
-	if a.before == nil || !a.before.Next.After(time.Now()) {
+	if a.before == nil || !a.before.Next.After(time.Now()) || a.before.UnderWay && !locked {
 		return time.Time{}
 	}
 	a.mu.Lock()
@@ -130,7 +137,7 @@ func (a *attempt) obtain(before *heldCert) time.Time {
 	if fresh == nil {
 		// Before anybody is asked it is written down that somebody was: a process that is killed meanwhile does not begin
 		// anew at once, and a storage that cannot be written to is found out in time.
-		begun := keptBackOff{a.attempts + 1, a.refused + 1, time.Now().Add(a.pause(a.refused+1, 0)).UTC(), "the process ended while it was being obtained", a.told}
+		begun := keptBackOff{a.attempts + 1, a.refused + 1, time.Now().Add(a.pause(a.refused+1, 0)).UTC(), "the process ended while it was being obtained", a.told, true}
 		if err := a.keep(begun); err != nil {
 			return a.failed(fmt.Errorf("writing to storage, before a CA is asked: %w", err))
 		}
@@ -224,7 +231,7 @@ func (a *attempt) failed(err error) time.Time {
 		others = 0
 	}
 	a.last = cutText(problemText(err), maxErrorText)
-	kept := keptBackOff{a.attempts, a.refused, time.Now().Add(a.pause(a.refused, others)).UTC(), a.last, a.told}
+	kept := keptBackOff{a.attempts, a.refused, time.Now().Add(a.pause(a.refused, others)).UTC(), a.last, a.told, false}
 	if at := a.earliest(); refusal != nil && at.After(kept.Next) {
 		kept.Next = at.Add(rand.N(time.Minute)).UTC()
 	}
@@ -273,6 +280,7 @@ type keptBackOff struct {
 	Next     time.Time            `json:"next"`
 	Error    string               `json:"error"`
 	Told     map[string]time.Time `json:"told,omitempty"`
+	UnderWay bool                 `json:"under_way,omitempty"` // the rest is for the case that it ends without a word
 }
 
 func backOffKey(name string) string {

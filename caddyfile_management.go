@@ -6,31 +6,39 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/dustin/go-humanize"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/caddyblock"
 )
 
 // management reads the option of that name.
 func (o *options) management(m *Management) {
-	m.URL = o.one("a URL", "its other settings go into its block")
-	o.block(func() {
+	m.URL = o.One("a URL", "its other settings go into its block")
+	o.Within(func() {
 		switch o.Val() {
 		case "token":
-			m.Token = o.text()
+			m.Token = o.Text()
 		case "interval":
-			o.duration(&m.Interval)
+			o.Duration(&m.Interval)
 		case "max_body":
 			o.size(&m.MaxBody)
 		case "allow_empty":
-			o.flag(&m.AllowEmpty)
+			o.Flag(&m.AllowEmpty)
 		case "verify_key":
-			m.VerifyKeys = append(m.VerifyKeys, o.one("a file", "write a line of its own for each key"))
+			m.VerifyKeys = append(m.VerifyKeys, o.One("a file", "write a line of its own for each key"))
 		case "tls_ca":
-			m.tls().CAFile = o.text()
+			m.tls().CAFile = o.Text()
 		case "tls_certificate":
 			o.pair(&m.tls().CertificateFile, &m.tls().KeyFile)
 		case "tls_server_name":
-			m.tls().ServerName = o.text()
+			m.tls().ServerName = o.Text()
+		case "edge":
+			m.Edge = o.Text()
+		case "region":
+			m.Region = o.Text()
+		case "report":
+			caddyblock.OneOf(&o.Block, &m.Report, ReportOn, ReportOff)
 		default:
-			o.unknown("management", "token, interval, max_body, allow_empty, verify_key, tls_ca, tls_certificate, tls_server_name")
+			o.Unknown("management", "token, interval, max_body, allow_empty, verify_key, tls_ca, tls_certificate, tls_server_name, edge, region, report")
 		}
 	})
 }
@@ -44,15 +52,15 @@ func (m *Management) tls() *ManagementTLS {
 
 // upstreamPolicy reads the option upstream_policy.
 func (o *options) upstreamPolicy(p *UpstreamPolicy) {
-	o.noArgument("upstream_policy")
-	o.block(func() {
+	o.NoArgument("upstream_policy")
+	o.Within(func() {
 		if o.Val() != "allow" {
-			o.unknown("upstream_policy", "allow")
+			o.Unknown("upstream_policy", "allow")
 			return
 		}
 		ranges := o.RemainingArgs()
 		if len(ranges) == 0 {
-			o.fail(o.Errf("allow needs ranges such as 10.0.0.0/8"))
+			o.Fail(o.Errf("allow needs ranges such as 10.0.0.0/8"))
 		}
 		p.Allow = append(p.Allow, ranges...)
 	})
@@ -60,11 +68,11 @@ func (o *options) upstreamPolicy(p *UpstreamPolicy) {
 
 // pair reads a certificate file and its key file.
 func (o *options) pair(certificate, key *string) {
-	o.once()
+	o.Once()
 	option := o.Val()
 	args := o.RemainingArgs()
 	if len(args) != 2 {
-		o.fail(o.Errf("%s takes a certificate file and a key file, not %q", option, args))
+		o.Fail(o.Errf("%s takes a certificate file and a key file, not %q", option, args))
 		return
 	}
 	*certificate, *key = args[0], args[1]
@@ -73,10 +81,10 @@ func (o *options) pair(certificate, key *string) {
 // size reads a number of bytes such as 64MiB.
 func (o *options) size(into *int64) {
 	option := o.Val()
-	text := o.text()
+	text := o.Text()
 	n, err := humanize.ParseBytes(text)
-	if (err != nil || n == 0 || n > 1<<40) && o.err == nil {
-		o.fail(o.Errf("%s takes a size of more than 0 such as 64MiB, not %q", option, text))
+	if (err != nil || n == 0 || n > 1<<40) && o.Err == nil {
+		o.Fail(o.Errf("%s takes a size of more than 0 such as 64MiB, not %q", option, text))
 	}
 	*into = int64(n)
 }
@@ -84,13 +92,13 @@ func (o *options) size(into *int64) {
 // issuer reads one of Caddy's issuer modules, with whatever arguments and options that has.
 func (o *options) issuer(issuers *[]json.RawMessage) {
 	if !o.NextArg() {
-		o.fail(o.Errf("issuer needs the name of one of Caddy's issuers, such as acme or internal"))
+		o.Fail(o.Errf("issuer needs the name of one of Caddy's issuers, such as acme or internal"))
 		return
 	}
 	name := o.Val()
 	module, err := caddyfile.UnmarshalModule(o.Dispenser, "tls.issuance."+name)
 	if err != nil {
-		o.fail(err)
+		o.Fail(err)
 		return
 	}
 	*issuers = append(*issuers, caddyconfig.JSONModuleObject(module, "module", name, nil))

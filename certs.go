@@ -39,6 +39,7 @@ type certificates struct {
 	ctx     context.Context // ends with close
 	cancel  context.CancelFunc
 	working sync.WaitGroup // of spawn
+	started chan struct{}  // closed when all is at work that obtains certificates
 
 	mu      sync.Mutex
 	closed  bool
@@ -67,6 +68,7 @@ var errNoIssuer = errors.New("no config has an issuer")
 func (s *certificates) open(owner *state) {
 	s.owner = owner
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.started = make(chan struct{})
 	s.loading, s.missing, s.lookups = make(map[string]*loading), make(map[string]missing), make(map[string]*challengeLookup)
 	s.hurry, s.asks, s.checkPort, s.rest = make(chan struct{}, 1), make(chan string, maxAsks), "80", sweepRest
 	s.memory.open(certsInMemory)
@@ -145,6 +147,7 @@ func (s *certificates) start() {
 		s.spawn(s.askForever)
 	}
 	s.spawn(s.sweepForever)
+	close(s.started)
 }
 
 // followAtOnce is how many names a change may have for each to be looked at in storage at once. With more, as at every

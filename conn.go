@@ -17,6 +17,8 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	proxyproto "github.com/pires/go-proxyproto"
 	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/id"
 )
 
 // conn is one client connection. It belongs to the goroutine of serve; others that touch it are named
@@ -93,7 +95,7 @@ func (s *state) newConn(cx *layer4.Connection) *conn {
 		start:            time.Now(),
 		negotiatedSignal: make(chan struct{}),
 	}
-	c.id = newConnID()
+	c.id = id.New()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	w := &clientWire{conn: c}
 	w.piece = clientPiece
@@ -194,6 +196,7 @@ func (c *conn) shakeHands() bool {
 		return false
 	}
 	_ = c.clientWire.SetDeadline(time.Time{})
+	c.completed = true
 	metrics.handshake(&c.record)
 	return true
 }
@@ -479,5 +482,6 @@ func (c *conn) finish() {
 	c.duration = time.Since(c.start)
 	metrics.ended(&c.record)
 	c.record.log(c.owner.settings.Load().accessLog)
+	c.owner.reports.ended(&c.record)
 	c.owner.live.remove(c) // last: when Caddy exits, the process ends once none is left
 }

@@ -65,6 +65,7 @@ func startEdgeWith(t testing.TB, admin, option string, handlers ...string) *edge
 		drains.Wait()
 	})
 	e.load(option, handlers...)
+	<-inForce.Load().certs.started // or what starts a moment later looks like a leak of the subtest that comes first
 	sockets.Lock()
 	defer sockets.Unlock()
 	e.addr = sockets.byAddress["127.0.0.1:0"].ln.Addr().String()

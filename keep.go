@@ -228,9 +228,15 @@ func (p *poller) restoreAccepted(store *keptset.Store) {
 type keeper struct {
 	p      *poller
 	timer  *time.Timer
-	next   time.Time  // when it may begin again
-	saving bool       // one is under way
-	saved  chan error // what became of it
+	next   time.Time       // when it may begin again
+	saving bool            // one is under way
+	saved  chan keepResult // what became of it
+}
+
+// keepResult is what became of keeping a set.
+type keepResult struct {
+	err  error
+	next time.Time // when the next one may begin
 }
 
 // Between two times the set is kept there are so many times what the first took; after a failure a minute.
@@ -240,7 +246,7 @@ const (
 )
 
 func (p *poller) newKeeper() *keeper {
-	k := &keeper{p: p, timer: time.NewTimer(time.Hour), saved: make(chan error, 1)}
+	k := &keeper{p: p, timer: time.NewTimer(time.Hour), saved: make(chan keepResult, 1)}
 	k.timer.Stop()
 	return k
 }
@@ -283,18 +289,17 @@ func (k *keeper) begin(store *keptset.Store) {
 	go func() {
 		begun := time.Now()
 		err := saveSet(store, name, meta, t, rankRemote, part)
-		k.next = time.Now().Add(keepRest * time.Since(begun)) // read after saved was
-		k.saved <- err
+		k.saved <- keepResult{err, time.Now().Add(keepRest * time.Since(begun))}
 	}()
 }
 
 // done takes note of what became of keeping the set.
-func (k *keeper) done(err error) {
-	k.saving = false
-	if err != nil {
+func (k *keeper) done(what keepResult) {
+	k.saving, k.next = false, what.next
+	if what.err != nil {
 		k.p.owner.remote.unkept = true
 		k.next = time.Now().Add(keepRetry)
-		k.failed(err)
+		k.failed(what.err)
 	}
 	k.poke()
 }
@@ -312,8 +317,8 @@ func (k *keeper) close() {
 	k.next = time.Time{}
 	k.poke()
 	if k.saving {
-		if err := <-k.saved; err != nil {
-			k.failed(err)
+		if what := <-k.saved; what.err != nil {
+			k.failed(what.err)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/id"
 )
 
 // liveConns are the open connections, by the name of the domain that they entered, so that what a change costs does
@@ -203,7 +205,7 @@ func (s *state) affected(c *conn) endReason {
 // refuseOverLimit leaves the record of a connection that was closed when accepted.
 func (s *state) refuseOverLimit(c net.Conn) {
 	r := &record{
-		id:       newConnID(),
+		id:       id.New(),
 		client:   addrPort(c.RemoteAddr()),
 		closedBy: sideEdge,
 		reason:   reasonOverLimit,

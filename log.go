@@ -2,14 +2,14 @@ package pqproxy
 
 import (
 	"crypto/tls"
-	"encoding/base32"
 	"net/netip"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/id"
 )
 
 // endReason says how a connection ended. Each value is a metric label too; docs/connections.md says
@@ -103,13 +103,14 @@ const (
 // record is what one connection leaves behind: its log line, and what the metrics count. Durations are
 // zero where the connection did not get that far.
 type record struct {
-	id         connID
+	id         id.ID
 	serverName string // as the client sent it, in lower case; empty: none
 	route      *route // nil: none found
 	client     netip.AddrPort
 
 	offeredPQ       bool
 	session         session // with the client
+	completed       bool    // the handshake with it
 	upstream        string  // dial address of the last one tried
 	upstreamSession session
 
@@ -209,23 +210,4 @@ func cutText(text string, most int) string {
 	}
 	const ellipsis = "…"
 	return strings.ToValidUTF8(text[:most-len(ellipsis)], "") + ellipsis
-}
-
-// connID names one connection: a UUID of version 7 (RFC 9562, section 5.7).
-type connID uuid.UUID
-
-// crockford is Crockford's base32 in lower case.
-var crockford = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
-
-// newConnID returns a new ID. It does not fail: crypto/rand ends the process where it cannot read.
-func newConnID() connID {
-	return connID(uuid.Must(uuid.NewV7()))
-}
-
-// String returns the ID as 26 characters of Crockford's base32: 130 bits, of which the first two are
-// zero, so that IDs sort as their times do.
-func (id connID) String() string {
-	var padded [20]byte // 32 characters, of which the first six are padding
-	copy(padded[4:], id[:])
-	return crockford.EncodeToString(padded[:])[6:]
 }

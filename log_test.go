@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	proxyproto "github.com/pires/go-proxyproto"
 
+	"github.com/pqproxy/caddy-pqproxy/internal/id"
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
 
@@ -208,19 +209,19 @@ func TestConnID(t *testing.T) {
 		// The example of RFC 9562, appendix A.6.
 		"017f22e2-79b0-7cc3-98c4-dc0c0c07398f": "01fwhe4ydgfk1shh6w1g60eecf",
 	} {
-		if got := connID(uuid.MustParse(text)).String(); got != want {
+		if got := id.ID(uuid.MustParse(text)).String(); got != want {
 			t.Errorf("%s is written %s, want %s", text, got, want)
 		}
 	}
 	before := ""
 	for range 10_000 {
-		id := newConnID()
-		text := id.String()
+		made := id.New()
+		text := made.String()
 		if text <= before {
 			t.Fatalf("%s was made after %s and sorts before it", text, before)
 		}
-		if decoded := decodeID(t, text); decoded != uuid.UUID(id) || decoded.Version() != 7 {
-			t.Fatalf("%s decodes to %s, want %s", text, decoded, uuid.UUID(id))
+		if decoded := decodeID(t, text); decoded != uuid.UUID(made) || decoded.Version() != 7 {
+			t.Fatalf("%s decodes to %s, want %s", text, decoded, uuid.UUID(made))
 		}
 		before = text
 	}

@@ -29,6 +29,8 @@ type collectors struct {
 	syncs            *prometheus.CounterVec
 	syncAge          prometheus.Collector
 	certificates     prometheus.Collector
+	reports          *prometheus.CounterVec
+	reportDropped    prometheus.Counter
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "pqproxy"
@@ -75,6 +77,10 @@ func newCollectors() *collectors {
 			"Revision of the management plane's set that is in force; 0 where it has none."))),
 		syncs: prometheus.NewCounterVec(prometheus.CounterOpts(opts("sync_total",
 			"Polls of the management plane, by how they went.")), []string{"result"}),
+		reports: prometheus.NewCounterVec(prometheus.CounterOpts(opts("reports_total",
+			"Attempts to report to the management plane, by how they went.")), []string{"result"}),
+		reportDropped: prometheus.NewCounter(prometheus.CounterOpts(opts("report_records_dropped_total",
+			"Records of connections that the management plane was not told, for want of room. They are counted all the same."))),
 		syncAge: syncAge{prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "sync_age_seconds"),
 			"Since a poll of the management plane last succeeded; before the first, since what is served was kept.", nil, nil)},
 		certificates: certGauges{
@@ -93,6 +99,7 @@ func (m *collectors) register(registry *prometheus.Registry) error {
 		m.connections, m.active, m.handshakes, m.handshakeSeconds, m.upstreamConnect, m.upstreamShakes, m.bytes, m.domains, m.rejected,
 		m.upstreams, m.healthChecks,
 		m.orders, m.revision, m.syncs, m.syncAge, m.certificates,
+		m.reports, m.reportDropped,
 	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {

@@ -248,7 +248,8 @@ const metricNames = `connections_total connections_active handshakes_total hands
 	upstream_handshakes_total bytes_total domains revision rejected_records_total`
 
 // moreMetrics are served once there is something to say.
-const moreMetrics = `certificates certificate_earliest_not_after_seconds certificate_orders_total sync_total sync_age_seconds upstreams health_checks_total`
+const moreMetrics = `certificates certificate_earliest_not_after_seconds certificate_orders_total sync_total sync_age_seconds upstreams health_checks_total
+	reports_total report_records_dropped_total`
 
 // TestMetricsEndpoint reads all metrics from Caddy's admin endpoint after a reload. No label tells a name:
 // their values are of closed sets.

@@ -38,6 +38,7 @@ type order struct {
 
 	told    map[string]time.Time // worker's: by issuer, when it wants to be asked again about this name
 	unsaved *heldCert            // worker's: obtained, and the storage did not take it
+	busy    int                  // worker's: how often in a row another edge had the lock
 }
 
 func (o *order) dueAt() time.Time { return o.next }

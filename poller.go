@@ -101,6 +101,7 @@ func (s *state) manage(m *Management) {
 	if before != nil {
 		before.stop()
 		if m == nil {
+			s.reports.use(nil, nil)
 			before.forgotten.Store(true)
 			s.forgetRemote()
 		}
@@ -121,6 +122,7 @@ func (s *state) manage(m *Management) {
 	s.poller.Store(p)
 	go p.run(s.polled)
 	s.polled = p.done
+	s.reports.use(m, p.restored)
 }
 
 // forgetRemote takes the management plane's domains out, since a config has come into force that does without it. Call it
@@ -197,8 +199,8 @@ func (p *poller) await(ctx context.Context, pause time.Duration, keeper *keeper)
 			return nil
 		case <-keeper.timer.C:
 			keeper.poke()
-		case err := <-keeper.saved:
-			keeper.done(err)
+		case what := <-keeper.saved:
+			keeper.done(what)
 		case <-ctx.Done():
 			return nil
 		}
@@ -327,7 +329,7 @@ func (p *poller) take(answer *feed.Answer, report *syncReport) (again bool, err 
 			header.Revision, remote.accepted, header.Revision)}
 	case !header.Full && (!known || !remote.version.hasRevision || header.Base != remote.version.revision):
 		return true, nil
-	case header.Full && header.Domains+header.Refused == 0 && !p.settings.AllowEmpty:
+	case header.Full && header.Domains+header.Refused == 0 && !p.settings.AllowEmpty && s.table.Load().live[rankRemote] > 0:
 		return false, &syncError{syncEmpty, errors.New("the set has no domain, and would end all of them; if that is meant, set allow_empty")}
 	case header.Full && !p.settings.AllowEmpty && c.endsAll(s.table.Load()):
 		first := c.refused[0]
@@ -338,6 +340,8 @@ func (p *poller) take(answer *feed.Answer, report *syncReport) (again bool, err 
 	if err != nil {
 		return false, err
 	}
+	s.reports.applying(c)
+	defer s.reports.applied()
 	now := version{revision: header.Revision, hasRevision: header.HasRevision, label: answer.ETag}
 	if now.label == "" {
 		now.label = "sha512:" + digest[:32]

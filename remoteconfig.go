@@ -46,7 +46,8 @@ type Management struct {
 	// MaxBody is the largest document in bytes, after decompression. Default: 1 GiB.
 	MaxBody int64 `json:"max_body,omitempty"`
 
-	// AllowEmpty accepts a full set without a single domain, which ends all of them. Default: false.
+	// AllowEmpty accepts a full set without a single domain, which ends all that there were. Default: false. Where there
+	// were none yet, as with a new management plane, an empty set is accepted anyway.
 	AllowEmpty bool `json:"allow_empty,omitempty"`
 
 	// VerifyKeys are files with public keys, as `caddy pqproxy keygen` writes them; several while keys are rotated.
@@ -57,10 +58,26 @@ type Management struct {
 	// TLS is how the URL's server is trusted and what it is shown.
 	TLS *ManagementTLS `json:"tls,omitempty"`
 
+	// Edge is this edge's name in reports and on the management plane's pages: at most 128 printable bytes, one for each
+	// edge. Placeholders are replaced. Default: the host name of the machine.
+	Edge string `json:"edge,omitempty"`
+
+	// Region says where the edge is, for people; placeholders are replaced. Default: empty.
+	Region string `json:"region,omitempty"`
+
+	// Report is whether the management plane is told who connected to its domains and how those are doing, at the URL with
+	// `/domains` at its end replaced by `/reports`: `on` or `off`. Default: on where the URL ends in `/v1/edge/domains`, as
+	// those of management planes do, else off.
+	Report string `json:"report,omitempty"`
+
 	feed        string // names the feed in storage
 	signers     string // the IDs of verify_keys; empty: there are none
 	fingerprint string // of all settings and of what their files hold
 	config      feed.Config
+
+	edge, region string // as Edge and Region, without placeholders; edge is empty only without reports
+	reports      bool   // reports are sent
+	reportsURL   string
 }
 
 // ManagementTLS are the TLS settings towards the management URL. The zero value trusts the system's roots and has no
@@ -114,6 +131,7 @@ func (m *Management) provision() error {
 	if err != nil {
 		fault("url", err)
 	}
+	faults = append(faults, m.provisionReports(address)...)
 	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: paceBody()}
 	state := sha256.New()
 	for _, file := range m.VerifyKeys {
@@ -147,6 +165,7 @@ func (m *Management) provision() error {
 		return err
 	}
 	_, _ = state.Write(settings)
+	_, _ = state.Write([]byte("\x00" + m.edge + "\x00" + m.region))
 	m.fingerprint = address + " " + hex.EncodeToString(state.Sum(nil))
 	name := sha256.Sum256([]byte(address))
 	m.feed = hex.EncodeToString(name[:8])

@@ -45,6 +45,7 @@ type state struct {
 	upstreams upstreamPool
 	health    health
 	remote    remoteState // of the poller
+	reports   reporter
 
 	keepingAdmin sync.Mutex // held while the admin-set domains are written to storage; guards these two
 	adminKept    adminKept
@@ -92,6 +93,7 @@ func newState() *state {
 	s.certs.open(s)
 	s.http01.open(s, usualHTTPBounds)
 	s.health.open(s)
+	s.reports.open(s)
 	return s
 }
 
@@ -135,6 +137,8 @@ func (s *state) drain(grace time.Duration) {
 	defer s.certs.close()
 	defer s.stopPolling()()
 	defer s.http01.shut()()
+	s.reports.drain()
+	defer s.reports.finish() // the first of these, when all records are there
 	s.health.stop()
 	select {
 	case <-s.live.empty():
