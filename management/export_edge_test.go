@@ -1,0 +1,26 @@
+package management
+
+import "context"
+
+// What tests of edges call of the background work.
+var (
+	FoldUsage        = (*Plane).foldUsage
+	Retain           = (*Plane).retain
+	RefreshTouched   = (*Plane).refreshTouched
+	StatesOnEdges    = (*Plane).edgeStates
+	PurgeDomain      = (*Plane).purgeDomain
+	PollTails        = func(p *Plane) func(context.Context) error { return p.edges.tail.poll(p) }
+	TailBuffer       = tailBuffer
+	FeedInMemory     = feedInMemory
+	PostQuantumGroup = postQuantumGroup
+)
+
+// FeedWaiting returns how many requests are held.
+func (p *Plane) FeedWaiting() int {
+	p.edges.feed.mu.Lock()
+	defer p.edges.feed.mu.Unlock()
+	return p.edges.feed.waiting
+}
+
+// CheckTokensAlways has the token looked at again after every wait.
+func (p *Plane) CheckTokensAlways() { p.edges.feed.tokenAge = 0 }

@@ -1,0 +1,107 @@
+-- +goose Up
+CREATE TABLE tenants (
+	id          TEXT PRIMARY KEY,
+	name        TEXT NOT NULL,
+	trusted     INTEGER NOT NULL,
+	suspended   INTEGER NOT NULL,
+	max_domains INTEGER NOT NULL,
+	version     INTEGER NOT NULL,
+	created_at  INTEGER NOT NULL,
+	updated_at  INTEGER NOT NULL,
+	deleted_at  INTEGER
+) STRICT;
+CREATE INDEX tenants_deleted ON tenants (deleted_at) WHERE deleted_at IS NOT NULL;
+
+CREATE TABLE users (
+	id            TEXT PRIMARY KEY,
+	email         TEXT NOT NULL,
+	email_key     TEXT NOT NULL UNIQUE,
+	password_hash TEXT NOT NULL,
+	operator      INTEGER NOT NULL,
+	totp          BLOB,
+	totp_pending  BLOB,
+	totp_step     INTEGER NOT NULL,
+	created_at    INTEGER NOT NULL,
+	updated_at    INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE members (
+	tenant_id TEXT NOT NULL,
+	user_id   TEXT NOT NULL,
+	role      TEXT NOT NULL,
+	version   INTEGER NOT NULL,
+	joined_at INTEGER NOT NULL,
+	PRIMARY KEY (tenant_id, user_id)
+) STRICT;
+CREATE INDEX members_of_user ON members (user_id, joined_at);
+
+CREATE TABLE sessions (
+	hash       BLOB PRIMARY KEY,
+	user_id    TEXT NOT NULL,
+	created_at INTEGER NOT NULL,
+	seen_at    INTEGER NOT NULL,
+	expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX sessions_of_user ON sessions (user_id, created_at);
+CREATE INDEX sessions_by_end ON sessions (expires_at);
+
+CREATE TABLE signups (
+	hash          BLOB PRIMARY KEY,
+	email         TEXT NOT NULL,
+	email_key     TEXT NOT NULL,
+	password_hash TEXT NOT NULL,
+	tenant_name   TEXT NOT NULL,
+	created_at    INTEGER NOT NULL,
+	expires_at    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX signups_of_email ON signups (email_key);
+CREATE INDEX signups_by_end ON signups (expires_at);
+
+CREATE TABLE password_resets (
+	hash       BLOB PRIMARY KEY,
+	user_id    TEXT NOT NULL,
+	drops_totp INTEGER NOT NULL,
+	created_at INTEGER NOT NULL,
+	expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX password_resets_of_user ON password_resets (user_id);
+CREATE INDEX password_resets_by_end ON password_resets (expires_at);
+
+CREATE TABLE invitations (
+	id         TEXT PRIMARY KEY,
+	tenant_id  TEXT NOT NULL,
+	email      TEXT NOT NULL,
+	email_key  TEXT NOT NULL,
+	role       TEXT NOT NULL,
+	hash       BLOB NOT NULL UNIQUE,
+	invited_by TEXT NOT NULL,
+	created_at INTEGER NOT NULL,
+	expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX invitations_of_tenant ON invitations (tenant_id, id);
+CREATE INDEX invitations_by_end ON invitations (expires_at);
+
+CREATE TABLE api_keys (
+	id         TEXT PRIMARY KEY,
+	tenant_id  TEXT NOT NULL,
+	name       TEXT NOT NULL,
+	scopes     TEXT NOT NULL,
+	prefix     TEXT NOT NULL,
+	hash       BLOB NOT NULL UNIQUE,
+	created_by TEXT NOT NULL,
+	version    INTEGER NOT NULL,
+	created_at INTEGER NOT NULL,
+	expires_at INTEGER,
+	used_at    INTEGER
+) STRICT;
+CREATE INDEX api_keys_of_tenant ON api_keys (tenant_id, id);
+
+CREATE TABLE edge_tokens (
+	id         TEXT PRIMARY KEY,
+	name       TEXT NOT NULL,
+	prefix     TEXT NOT NULL,
+	hash       BLOB NOT NULL UNIQUE,
+	created_by TEXT NOT NULL,
+	created_at INTEGER NOT NULL,
+	used_at    INTEGER
+) STRICT;

@@ -1,0 +1,127 @@
+-- +goose Up
+
+-- An edge is known by the name it reports under. started_at, revision and what follows are of the life that is the edge:
+-- the one whose first report came last. epoch counts how often its states were forgotten: those of other epochs are nothing.
+CREATE TABLE edges (
+	name             TEXT NOT NULL PRIMARY KEY,
+	id               TEXT NOT NULL UNIQUE,
+	token_id         TEXT NOT NULL,
+	first_seen       INTEGER NOT NULL,
+	last_seen        INTEGER NOT NULL,
+	region           TEXT NOT NULL,
+	version          TEXT NOT NULL,
+	started_at       INTEGER NOT NULL,
+	epoch            INTEGER NOT NULL,
+	revision         INTEGER NOT NULL,
+	history          TEXT NOT NULL,
+	draining         INTEGER NOT NULL,
+	live_connections INTEGER NOT NULL,
+	dropped          INTEGER NOT NULL,
+	unknown          INTEGER NOT NULL,
+	other_started_at INTEGER NOT NULL,
+	other_seen       INTEGER NOT NULL,
+	conflict_at      INTEGER NOT NULL
+) STRICT;
+CREATE INDEX edges_by_age ON edges (last_seen);
+
+-- The last report taken of each life of an edge, so that none is counted twice. resend is what was answered to it.
+CREATE TABLE edge_runs (
+	edge       TEXT NOT NULL,
+	started_at INTEGER NOT NULL,
+	last       INTEGER NOT NULL,
+	resend     INTEGER NOT NULL,
+	last_seen  INTEGER NOT NULL,
+	PRIMARY KEY (edge, started_at)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_runs_by_age ON edge_runs (last_seen);
+
+CREATE TABLE edge_rejected (
+	name   TEXT NOT NULL,
+	edge   TEXT NOT NULL,
+	epoch  INTEGER NOT NULL,
+	field  TEXT NOT NULL,
+	detail TEXT NOT NULL,
+	since  INTEGER NOT NULL,
+	PRIMARY KEY (name, edge)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_rejected_by_edge ON edge_rejected (edge, epoch);
+
+CREATE TABLE edge_certificates (
+	name      TEXT NOT NULL,
+	edge      TEXT NOT NULL,
+	epoch     INTEGER NOT NULL,
+	source    TEXT NOT NULL,
+	issuer    TEXT NOT NULL,
+	not_after INTEGER,
+	state     TEXT NOT NULL,
+	error     TEXT NOT NULL,
+	since     INTEGER NOT NULL,
+	PRIMARY KEY (name, edge)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_certificates_by_edge ON edge_certificates (edge, epoch);
+
+CREATE TABLE edge_upstreams (
+	name  TEXT NOT NULL,
+	dial  TEXT NOT NULL,
+	edge  TEXT NOT NULL,
+	epoch INTEGER NOT NULL,
+	error TEXT NOT NULL,
+	since INTEGER NOT NULL,
+	PRIMARY KEY (name, dial, edge)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_upstreams_by_edge ON edge_upstreams (edge, epoch);
+
+-- What edges counted and nobody has added to usage yet. Reports only append here; sums are usage and this together.
+CREATE TABLE usage_inbox (
+	n INTEGER PRIMARY KEY AUTOINCREMENT,
+	tenant_id     TEXT NOT NULL,
+	domain_id     TEXT NOT NULL,
+	domain        TEXT NOT NULL,
+	minute        INTEGER NOT NULL,
+	connections   INTEGER NOT NULL,
+	bytes_in      INTEGER NOT NULL,
+	bytes_out     INTEGER NOT NULL,
+	handshakes    INTEGER NOT NULL,
+	post_quantum  INTEGER NOT NULL,
+	hello_retries INTEGER NOT NULL,
+	refused       INTEGER NOT NULL,
+	detail        TEXT NOT NULL
+) STRICT;
+CREATE INDEX usage_inbox_of_tenant ON usage_inbox (tenant_id, minute);
+
+-- step: 0 a minute, 1 an hour, 2 a UTC day. Each connection is in one row of each step.
+CREATE TABLE usage (
+	domain_id     TEXT NOT NULL,
+	step          INTEGER NOT NULL,
+	start         INTEGER NOT NULL,
+	tenant_id     TEXT NOT NULL,
+	domain        TEXT NOT NULL,
+	connections   INTEGER NOT NULL,
+	bytes_in      INTEGER NOT NULL,
+	bytes_out     INTEGER NOT NULL,
+	handshakes    INTEGER NOT NULL,
+	post_quantum  INTEGER NOT NULL,
+	hello_retries INTEGER NOT NULL,
+	refused       INTEGER NOT NULL,
+	detail        TEXT NOT NULL,
+	PRIMARY KEY (domain_id, step, start)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX usage_of_tenant ON usage (tenant_id, step, start);
+CREATE INDEX usage_by_age ON usage (step, start);
+
+-- Connection records that never came, by the hour in which an edge said so.
+CREATE TABLE record_drops (
+	hour    INTEGER NOT NULL,
+	edge    TEXT NOT NULL,
+	dropped INTEGER NOT NULL,
+	PRIMARY KEY (hour, edge)
+) STRICT, WITHOUT ROWID;
+
+-- What is to be removed of a tenant, or of one domain, from then on.
+CREATE TABLE purges (
+	tenant_id TEXT NOT NULL,
+	domain_id TEXT NOT NULL,
+	due       INTEGER NOT NULL,
+	PRIMARY KEY (tenant_id, domain_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX purges_by_due ON purges (due);

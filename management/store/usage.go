@@ -1,0 +1,330 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/management"
+)
+
+// sumColumns are what both usage and usage_inbox count.
+const sumColumns = `connections, bytes_in, bytes_out, handshakes, post_quantum, hello_retries, refused`
+
+var inboxColumns = []string{
+	"tenant_id", "domain_id", "domain", "minute", "connections", "bytes_in", "bytes_out", "handshakes", "post_quantum", "hello_retries",
+	"refused", "detail",
+}
+
+// inboxRows are the counters of a report.
+func inboxRows(in *management.Ingest) [][]any {
+	rows := make([][]any, len(in.Usage))
+	for i := range in.Usage {
+		u := &in.Usage[i]
+		detail, _ := text(u.Detail) // counts by words: nothing in it can fail
+		rows[i] = []any{
+			u.TenantID, u.ID, u.Name, u.Minute.UnixMicro(), u.Connections, u.BytesIn, u.BytesOut, u.Handshakes, u.PostQuantum, u.HelloRetries,
+			u.Refused, detail,
+		}
+	}
+	return rows
+}
+
+// FindUsage adds up what was folded and what was not yet, in one snapshot.
+func (t *tx) FindUsage(q *management.UsageQuery) (sums []management.UsageSum, err error) {
+	width := q.Step.Duration().Microseconds()
+	var args []any
+	part := func(from, start string, more string, moreArgs ...any) string {
+		tenant := `tenant_id`
+		if q.DomainID != "" {
+			tenant = `COALESCE(tenant_id, '')` // by the index of the domain: SQLite keeps no statistics by which it would know better
+		}
+		where := ` WHERE ` + tenant + ` = ? AND ` + start + ` >= ? AND ` + start + ` < ?` + more
+		args = append(append(args, q.TenantID, q.From.UnixMicro(), q.To.UnixMicro()), moreArgs...)
+		if q.DomainID != "" {
+			where += ` AND domain_id = ?`
+			args = append(args, q.DomainID)
+		}
+		if q.Domain != "" {
+			where += ` AND domain = ?`
+			args = append(args, q.Domain)
+		}
+		begin := `start`
+		if start == `minute` {
+			begin = fmt.Sprintf(`minute - minute %% %d AS start`, width)
+		}
+		return `SELECT ` + begin + `, domain_id, domain, ` + sumColumns + `, detail FROM ` + from + where
+	}
+	both := part(`usage`, `start`, ` AND step = ?`, int(q.Step)) + ` UNION ALL ` + part(`usage_inbox`, `minute`, ``)
+	if q.Detail {
+		return t.findDetail(both, args)
+	}
+	var keys []string
+	columns := `0`
+	if q.ByStart {
+		keys = append(keys, `start`)
+		columns = `start`
+	}
+	if q.ByDomain {
+		keys = append(keys, `domain_id`)
+		columns += `, domain_id, MAX(domain) AS name`
+	} else {
+		columns += `, '', '' AS name`
+	}
+	for column := range strings.SplitSeq(sumColumns, ", ") {
+		// In two halves: SQLite has no number for a sum beyond 63 bits, and the query would fail. PostgreSQL makes a NUMERIC of each.
+		columns += `, CAST(SUM(` + column + ` / 4294967296) AS BIGINT), CAST(SUM(` + column + ` % 4294967296) AS BIGINT)`
+	}
+	query := `SELECT ` + columns + ` FROM (` + both + `) AS u`
+	if len(keys) > 0 {
+		query += ` GROUP BY ` + strings.Join(keys, `, `)
+		order := slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return key == `domain_id` })
+		query += ` ORDER BY ` + strings.Join(append(order, `name`), `, `)
+	} else {
+		query += ` HAVING COUNT(*) > 0`
+	}
+	err = t.each(query+` LIMIT ?`, append(args, q.Limit), func(rows *sql.Rows) error {
+		var s management.UsageSum
+		var start int64
+		var n [7]halves
+		if err := rows.Scan(&start, &s.DomainID, &s.Domain, &n[0].high, &n[0].low, &n[1].high, &n[1].low, &n[2].high, &n[2].low, &n[3].high, &n[3].low,
+			&n[4].high, &n[4].low, &n[5].high, &n[5].low, &n[6].high, &n[6].low); err != nil {
+			return err
+		}
+		s.Sums = management.Sums{
+			Connections: n[0].sum(), BytesIn: n[1].sum(), BytesOut: n[2].sum(), Handshakes: n[3].sum(), PostQuantum: n[4].sum(),
+			HelloRetries: n[5].sum(), Refused: n[6].sum(),
+		}
+		if q.ByStart {
+			s.Start = time.UnixMicro(start).UTC()
+		}
+		sums = append(sums, s)
+		return nil
+	})
+	return sums, err
+}
+
+// halves is a sum, of the upper and of the lower 32 bits of what was added up.
+type halves struct{ high, low int64 }
+
+// sum returns it, or the largest number there is.
+func (h halves) sum() int64 {
+	if high := h.high + h.low>>32; high < 1<<31 {
+		return high<<32 | h.low&(1<<32-1)
+	}
+	return math.MaxInt64
+}
+
+// findDetail adds up by start, with what is in documents.
+func (t *tx) findDetail(query string, args []any) (sums []management.UsageSum, err error) {
+	err = t.each(`SELECT * FROM (`+query+`) AS u ORDER BY start`, args, func(rows *sql.Rows) error {
+		var s management.UsageSum
+		if err := rows.Scan(moment{&s.Start}, &s.DomainID, &s.Domain, &s.Connections, &s.BytesIn, &s.BytesOut, &s.Handshakes, &s.PostQuantum,
+			&s.HelloRetries, &s.Refused, document{&s.Detail}); err != nil {
+			return err
+		}
+		if n := len(sums); n > 0 && sums[n-1].Start.Equal(s.Start) {
+			sums[n-1].Sums.Add(s.Sums)
+			sums[n-1].Detail.Add(s.Detail)
+			return nil
+		}
+		sums = append(sums, s)
+		return nil
+	})
+	return sums, err
+}
+
+// foldLock is the key of the advisory lock under which sums are made.
+const foldLock = "7316392005119012883"
+
+// usageKey names a row of usage.
+type usageKey struct {
+	domainID string
+	step     management.Step
+	start    int64
+}
+
+// usageRow is what is added to a row of usage.
+type usageRow struct {
+	tenantID, domain string
+	sums             management.Sums
+	detail           management.Detail
+}
+
+// FoldUsage moves rows of the inbox into the sums. One transaction does so at a time, since documents are read, added to and
+// written.
+func (s *Store) FoldUsage(ctx context.Context, from time.Time, limit int) (n int, err error) {
+	limited, cancel := context.WithTimeout(ctx, updateLimit)
+	defer cancel()
+	db := s.observe
+	if s.d.name == SQLite {
+		db = s.write
+	}
+	err = s.apart(limited, db, func(t *tx, _ *sql.Conn) error {
+		if s.d.name == Postgres {
+			if _, err := t.exec(`SELECT pg_advisory_xact_lock(` + foldLock + `)`); err != nil {
+				return err
+			}
+		}
+		n, err = t.foldUsage(from.UnixMicro(), limit)
+		return err
+	})
+	return n, s.fault(ctx, err)
+}
+
+func (t *tx) foldUsage(from int64, limit int) (n int, err error) {
+	add := make(map[usageKey]*usageRow)
+	err = t.each(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox ORDER BY n LIMIT ?)
+		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{limit}, func(rows *sql.Rows) error {
+		var r usageRow
+		var domainID string
+		var minute int64
+		if err := rows.Scan(&r.tenantID, &domainID, &r.domain, &minute, &r.sums.Connections, &r.sums.BytesIn, &r.sums.BytesOut, &r.sums.Handshakes,
+			&r.sums.PostQuantum, &r.sums.HelloRetries, &r.sums.Refused, document{&r.detail}); err != nil {
+			return err
+		}
+		n++
+		for _, step := range []management.Step{management.Minute, management.Hour, management.Day} {
+			if step == management.Minute && minute < from {
+				continue
+			}
+			key := usageKey{domainID, step, minute - minute%step.Duration().Microseconds()}
+			row := add[key]
+			if row == nil {
+				row = &usageRow{tenantID: r.tenantID, domain: r.domain}
+				add[key] = row
+			}
+			row.sums.Add(r.sums)
+			row.detail.Add(r.detail)
+		}
+		return nil
+	})
+	if err != nil || n == 0 {
+		return n, err
+	}
+	keys := make([]usageKey, 0, len(add))
+	for key := range add {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b usageKey) int {
+		return cmp.Or(strings.Compare(a.domainID, b.domainID), cmp.Compare(a.step, b.step), cmp.Compare(a.start, b.start))
+	})
+	const atOnce = 200
+	for some := range slices.Chunk(keys, atOnce) {
+		if err := t.addUsage(some, add); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+var maxSum = strconv.Itoa(management.MaxSum)
+
+// addUsage adds to rows of usage.
+func (t *tx) addUsage(keys []usageKey, add map[usageKey]*usageRow) error {
+	args := make([]any, 0, 3*len(keys))
+	for _, k := range keys {
+		args = append(args, k.domainID, int(k.step), k.start)
+	}
+	const one = `(CAST(? AS TEXT), CAST(? AS BIGINT), CAST(? AS BIGINT))`
+	err := t.each(`SELECT domain_id, step, start, detail FROM usage WHERE (domain_id, step, start) IN (VALUES `+one+strings.Repeat(`, `+one, len(keys)-1)+`)`,
+		args, func(rows *sql.Rows) error {
+			var k usageKey
+			var detail management.Detail
+			if err := rows.Scan(&k.domainID, &k.step, &k.start, document{&detail}); err != nil {
+				return err
+			}
+			add[k].detail.Add(detail)
+			return nil
+		})
+	if err != nil {
+		return err
+	}
+	most := func(n int64) int64 { return min(n, management.MaxSum) }
+	rows := make([][]any, len(keys))
+	for i, k := range keys {
+		r := add[k]
+		detail, err := json.Marshal(r.detail)
+		if err != nil {
+			return err
+		}
+		rows[i] = []any{
+			k.domainID, int(k.step), k.start, r.tenantID, r.domain, most(r.sums.Connections), most(r.sums.BytesIn), most(r.sums.BytesOut),
+			most(r.sums.Handshakes), most(r.sums.PostQuantum), most(r.sums.HelloRetries), most(r.sums.Refused), string(detail),
+		}
+	}
+	var set []string
+	for column := range strings.SplitSeq(sumColumns, ", ") {
+		// Neither is above MaxSum, so what they add up to is a number.
+		sum := `usage.` + column + ` + excluded.` + column
+		set = append(set, column+` = CASE WHEN `+sum+` > `+maxSum+` THEN `+maxSum+` ELSE `+sum+` END`)
+	}
+	return insertRows(t, `INSERT INTO usage (domain_id, step, start, tenant_id, domain, `+sumColumns+`, detail) VALUES `,
+		` ON CONFLICT (domain_id, step, start) DO UPDATE SET `+strings.Join(set, `, `)+`, detail = excluded.detail`, 13, rows)
+}
+
+// CountDropped counts records that edges left out.
+func (t *tx) CountDropped(from, to time.Time) (n int64, err error) {
+	err = t.get(`SELECT CAST(COALESCE(SUM(dropped), 0) AS BIGINT) FROM record_drops WHERE hour >= ? AND hour < ?`,
+		[]any{from.Truncate(time.Hour).UnixMicro(), to.UnixMicro()}, &n)
+	return n, err
+}
+
+// DeleteUsageBefore removes old sums.
+func (t *tx) DeleteUsageBefore(step management.Step, before time.Time, limit int) (int, error) {
+	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN
+		(SELECT domain_id, step, start FROM usage WHERE step = ? AND start < ? ORDER BY start LIMIT ?)`, int(step), before.UnixMicro(), limit)
+	return int(n), err
+}
+
+// DeleteDroppedBefore removes old counts.
+func (t *tx) DeleteDroppedBefore(before time.Time) error {
+	_, err := t.exec(`DELETE FROM record_drops WHERE hour < ?`, before.UnixMicro())
+	return err
+}
+
+// DeleteUsageOf removes sums, and what would become sums.
+func (t *tx) DeleteUsageOf(tenantID, domainID string, limit int) (int, error) {
+	where, args := `tenant_id = ?`, []any{tenantID}
+	if domainID != "" {
+		where, args = `tenant_id = ? AND domain_id = ?`, []any{tenantID, domainID}
+	}
+	args = append(args, limit)
+	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN (SELECT domain_id, step, start FROM usage WHERE `+where+` LIMIT ?)`, args...)
+	if err != nil {
+		return 0, err
+	}
+	inbox, err := t.exec(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox WHERE `+where+` LIMIT ?)`, args...)
+	return int(n + inbox), err
+}
+
+// InsertPurge remembers what is to be removed.
+func (t *tx) InsertPurge(p management.Purge) error {
+	_, err := t.exec(`INSERT INTO purges (tenant_id, domain_id, due) VALUES (?, ?, ?)
+		ON CONFLICT (tenant_id, domain_id) DO UPDATE SET due = excluded.due`, p.TenantID, p.DomainID, p.Due.UnixMicro())
+	return err
+}
+
+// FindPurges returns those that are due.
+func (t *tx) FindPurges(now time.Time, limit int) (due []management.Purge, err error) {
+	err = t.each(`SELECT tenant_id, domain_id, due FROM purges WHERE due <= ? ORDER BY due LIMIT ?`, []any{now.UnixMicro(), limit}, func(rows *sql.Rows) error {
+		var p management.Purge
+		err := rows.Scan(&p.TenantID, &p.DomainID, moment{&p.Due})
+		due = append(due, p)
+		return err
+	})
+	return due, err
+}
+
+// DeletePurge forgets one.
+func (t *tx) DeletePurge(p management.Purge) error {
+	_, err := t.exec(`DELETE FROM purges WHERE tenant_id = ? AND domain_id = ?`, p.TenantID, p.DomainID)
+	return err
+}
