@@ -13,6 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	_ "github.com/pqproxy/caddy-pqproxy/management/module" // its options have golden files too
 )
 
 var update = flag.Bool("update", false, "rewrite golden files from what the code does now")

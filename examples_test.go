@@ -286,11 +286,13 @@ func (x *example) connect(d map[string]any) {
 // TestReadmeCommands wants every command of the README to be run by something.
 func TestReadmeCommands(t *testing.T) {
 	runs := map[string]struct{ file, text string }{
-		"go run ./examples/quickstart":      {"examples/quickstart/main_test.go", `exec.Command("go", "build", "-o", binary, ".")`},
+		"go run ./examples/quickstart":      {"examples/internal/demotest/demotest.go", `exec.Command("go", "build", "-o", binary, ".")`},
 		"make test":                         {".ci/run", "make test"},
 		"go build -o pqproxy ./cmd/pqproxy": {"caddytest/main_test.go", `"./cmd/pqproxy"`},
 		"xcaddy build v2.11.9 --with github.com/pqproxy/caddy-pqproxy@v0.0.0=.": {"caddytest/xcaddy_test.go",
-			"\"build\", \"v2.11.9\",\n\t\t\"--with\", \"github.com/pqproxy/caddy-pqproxy@v0.0.0=.\""},
+			`"--with", "github.com/pqproxy/caddy-pqproxy@v0.0.0=."`},
+		"xcaddy build v2.11.9 --replace github.com/pqproxy/caddy-pqproxy=. --with github.com/pqproxy/caddy-pqproxy@v0.0.0 --with github.com/pqproxy/caddy-pqproxy/management/module": {"caddytest/xcaddy_test.go",
+			`"--with", "github.com/pqproxy/caddy-pqproxy/management/module"`},
 	}
 	for _, block := range codeBlocks(read(t, "README.md"), "sh") {
 		for command := range strings.Lines(block) {

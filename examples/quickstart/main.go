@@ -4,11 +4,16 @@
 //
 //	go run ./examples/quickstart
 //
-// The proxy listens on 127.0.0.1, port 8443 or what QUICKSTART_PORT says; if that is taken, a free one. With
+// The same with a management plane in the same process, to which the domain is given by HTTP requests:
+//
+//	go run ./examples/quickstart management
+//
+// The proxy listens on 127.0.0.1, port 8443 or what QUICKSTART_PORT says; if that is taken, a free one. With other
 // arguments the binary is Caddy with pqproxy, so that the commands it prints work with nothing else installed.
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,51 +23,59 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	_ "github.com/mholt/caddy-l4"
+	"github.com/pires/go-proxyproto"
 
 	_ "github.com/pqproxy/caddy-pqproxy"
+	"github.com/pqproxy/caddy-pqproxy/examples/internal/demo"
+	_ "github.com/pqproxy/caddy-pqproxy/management/module"
 	"github.com/pqproxy/caddy-pqproxy/probe"
 )
 
-// name is the domain of the Caddyfile.
+// name is the domain.
 const name = "app.localhost"
 
 //go:embed Caddyfile
 var caddyfile []byte
 
 func main() {
-	if len(os.Args) > 1 {
+	run := quickstart
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "management": // which is no command of Caddy
+		run = managed
+	case len(os.Args) > 1:
 		caddycmd.Main()
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Stdout); err != nil {
+	if err := inFolder(ctx, run); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		os.Exit(1)
 	}
 }
 
-// run does everything and returns when ctx ends.
-func run(ctx context.Context, out io.Writer) error {
+// inFolder calls run with a folder that is removed afterwards.
+func inFolder(ctx context.Context, run func(ctx context.Context, dir string, out io.Writer) error) error {
 	dir, err := os.MkdirTemp("", "pqproxy-quickstart-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	up, err := startUpstream(dir)
+	return errors.Join(run(ctx, dir, os.Stdout), os.RemoveAll(dir))
+}
+
+// quickstart does everything and returns when ctx ends.
+func quickstart(ctx context.Context, dir string, out io.Writer) error {
+	up, err := demo.StartUpstream(name, proxyproto.REQUIRE)
 	if err != nil {
 		return fmt.Errorf("starting the upstream: %w", err)
 	}
@@ -75,17 +88,34 @@ func run(ctx context.Context, out io.Writer) error {
 
 	fmt.Fprintf(out, `pqproxy serves https://%s on %s. Behind it, on %s, is an
 upstream that speaks TLS of its own and wants to be told the client's address.
-`, name, edge.address, up.address)
-	if err := edge.show(ctx, out); err != nil {
+`, name, edge.address, up.Address)
+	port, err := edge.show(ctx, out)
+	if err != nil {
 		return err
+	}
+	fmt.Fprint(out, "\n── What the proxy recorded of it ──\n")
+	for shown := false; !shown; {
+		select {
+		case r := <-records:
+			if shown = r.ClientPort == port; shown { // the other one is the probe's
+				r.Print(out)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if err := edge.printNextSteps(out); err != nil {
 		return err
 	}
+	return printRecords(ctx, out)
+}
+
+// printRecords prints the records of connections until ctx ends.
+func printRecords(ctx context.Context, out io.Writer) error {
 	for {
 		select {
 		case r := <-records:
-			r.print(out)
+			r.Print(out)
 		case <-ctx.Done():
 			return nil
 		}
@@ -100,11 +130,28 @@ type edge struct {
 }
 
 // startEdge runs Caddy with the Caddyfile. Its storage is in dir.
-func startEdge(dir string, up *upstream) (*edge, error) {
-	for variable, value := range map[string]string{
-		"QUICKSTART_DIR": dir, "QUICKSTART_PORT": freePort(os.Getenv("QUICKSTART_PORT")),
-		"QUICKSTART_UPSTREAM": up.address, "QUICKSTART_CA": up.caFile,
-	} {
+func startEdge(dir string, up *demo.Upstream) (*edge, error) {
+	caFile := filepath.Join(dir, "upstream-ca.pem")
+	if err := os.WriteFile(caFile, up.CA, 0o600); err != nil {
+		return nil, err
+	}
+	config, err := adapt(caddyfile, map[string]string{
+		"QUICKSTART_DIR": dir, "QUICKSTART_PORT": freePort("QUICKSTART_PORT", "8443"),
+		"QUICKSTART_UPSTREAM": up.Address, "QUICKSTART_CA": caFile,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := caddy.Load(config, true); err != nil {
+		return nil, err
+	}
+	e := &edge{address: <-listening}
+	return e, e.trust(dir)
+}
+
+// adapt makes a config of a Caddyfile that uses these variables, whose log comes to us.
+func adapt(caddyfile []byte, variables map[string]string) ([]byte, error) {
+	for variable, value := range variables {
 		if err := os.Setenv(variable, value); err != nil {
 			return nil, err
 		}
@@ -113,28 +160,25 @@ func startEdge(dir string, up *upstream) (*edge, error) {
 	if err != nil {
 		return nil, err
 	}
-	if config, err = withLog(config); err != nil {
-		return nil, err
-	}
-	if err := caddy.Load(config, true); err != nil {
-		return nil, err
-	}
-	e := &edge{address: <-listening, rootPEM: filepath.Join(dir, "pki", "authorities", "local", "root.crt"), roots: x509.NewCertPool()}
-	pem, err := os.ReadFile(e.rootPEM)
-	if err != nil {
-		return nil, err
-	}
-	if !e.roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", e.rootPEM)
-	}
-	return e, nil
+	return withLog(config)
 }
 
-// freePort returns the port wanted (8443 if none is), or 0 for any if that is taken.
-func freePort(wanted string) string {
-	if wanted == "" {
-		wanted = "8443"
+// trust reads the root of Caddy's internal CA.
+func (e *edge) trust(dir string) error {
+	e.rootPEM, e.roots = filepath.Join(dir, "pki", "authorities", "local", "root.crt"), x509.NewCertPool()
+	pem, err := os.ReadFile(e.rootPEM)
+	if err != nil {
+		return err
 	}
+	if !e.roots.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("%s holds no certificate", e.rootPEM)
+	}
+	return nil
+}
+
+// freePort returns the port that a variable says (fallback if it says none), or 0 for any if that is taken.
+func freePort(variable, fallback string) string {
+	wanted := cmp.Or(os.Getenv(variable), fallback)
 	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", wanted))
 	if err != nil {
 		return "0"
@@ -153,70 +197,41 @@ func withLog(config []byte) ([]byte, error) {
 	return json.Marshal(fields)
 }
 
-// show is the client: it probes the proxy, loads the page of the upstream, and shows the record of that
-// connection.
-func (e *edge) show(ctx context.Context, out io.Writer) error {
+// show is the client: it probes the proxy and loads the page of the upstream, and tells from which port.
+func (e *edge) show(ctx context.Context, out io.Writer) (port int, err error) {
 	fmt.Fprint(out, "\n── What a client negotiates ──\n\n")
 	result, err := probe.Run(ctx, probe.Options{
 		Address: e.address, ServerName: name, RootCAs: e.roots, ALPN: []string{"h2", "http/1.1"},
 	})
 	if err != nil {
-		return fmt.Errorf("probing %s: %w", e.address, err)
+		return 0, fmt.Errorf("probing %s: %w", e.address, err)
 	}
 	if err := result.WriteText(out); err != nil {
-		return err
+		return 0, err
 	}
 	if !result.PostQuantum {
-		return errors.New("the handshake was not post-quantum; is GODEBUG set?")
+		return 0, errors.New("the handshake was not post-quantum; is GODEBUG set?")
 	}
-	page, port, err := e.load(ctx)
+	page, err := demo.Get(ctx, e.address, &tls.Config{ServerName: name, RootCAs: e.roots})
 	if err != nil {
-		return fmt.Errorf("loading the page: %w", err)
+		return 0, fmt.Errorf("loading the page: %w", err)
 	}
-	fmt.Fprintf(out, "\n── What the upstream saw of the next connection ──\n\n%s", page)
-	fmt.Fprint(out, "\n── What the proxy recorded of it ──\n")
-	for {
-		select {
-		case r := <-records:
-			if r.ClientPort == port { // the other one is the probe's
-				r.print(out)
-				return nil
-			}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// load gets the upstream's page through the proxy, on a connection of its own, and tells its port.
-func (e *edge) load(ctx context.Context) (page string, port int, err error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", e.address)
-	if err != nil {
-		return "", 0, err
-	}
-	defer conn.Close()
-	transport := &http.Transport{
-		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
-		TLSClientConfig:   &tls.Config{RootCAs: e.roots},
-		ForceAttemptHTTP2: true,
-	}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+name+"/", nil)
-	if err != nil {
-		return "", 0, err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return "", 0, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return string(body), conn.LocalAddr().(*net.TCPAddr).Port, err
+	fmt.Fprintf(out, "\n── What the upstream saw of the next connection ──\n\n%s", page.Text)
+	return page.ClientPort, nil
 }
 
 // printNextSteps prints commands that work as they stand while this runs.
 func (e *edge) printNextSteps(out io.Writer) error {
+	fmt.Fprint(out, "\n── Try it from another terminal ──\n")
+	if err := e.printClients(out); err != nil {
+		return err
+	}
+	_, err := fmt.Fprint(out, "\nEvery connection leaves its record here. Ctrl-C ends everything.\n")
+	return err
+}
+
+// printClients prints commands that connect.
+func (e *edge) printClients(out io.Writer) error {
 	binary, err := os.Executable()
 	if err != nil {
 		return err
@@ -226,8 +241,6 @@ func (e *edge) printNextSteps(out io.Writer) error {
 		return err
 	}
 	_, err = fmt.Fprintf(out, `
-── Try it from another terminal ──
-
 The same probe, as a command:
 
   %[1]s pqproxy probe %[2]s --server-name %[3]s --ca %[4]s
@@ -236,16 +249,6 @@ The page with curl. Its TLS library decides about the group: OpenSSL has
 X25519MLKEM768 from 3.5 on, older ones get X25519. The record below tells.
 
   curl --resolve %[3]s:%[5]s:127.0.0.1 --cacert %[4]s https://%[3]s:%[5]s/
-
-Every connection leaves its record here. Ctrl-C ends everything.
-`, shellWord(binary), e.address, name, shellWord(e.rootPEM), port)
+`, demo.ShellWord(binary), e.address, name, demo.ShellWord(e.rootPEM), port)
 	return err
-}
-
-// shellWord quotes a word for sh where it needs that.
-func shellWord(s string) string {
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

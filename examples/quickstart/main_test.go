@@ -1,42 +1,42 @@
 package main
 
 import (
-	"bufio"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/examples/internal/demotest"
 )
 
-// patience bounds every wait. It is long because it is met only by failures.
-const patience = time.Minute
+func TestMain(m *testing.M) { demotest.Main(m) }
 
 // TestQuickstart runs the quickstart as the README says and the commands that it prints as a reader would:
 // pasted into a shell.
 func TestQuickstart(t *testing.T) {
-	binary := build(t)
-	q := start(t, binary, "0")
-	q.expect("post-quantum: yes (X25519MLKEM768)")
-	q.expect("client address 127.0.0.1:")
-	q.expect("server name    app.localhost")
-	q.expect("TLS 1.3, X25519MLKEM768 (post-quantum), alpn h2")
-	q.expect("PROXY v1")
+	q := demotest.Start(t, []string{"QUICKSTART_PORT=0"})
+	q.Expect("post-quantum: yes (X25519MLKEM768)")
+	q.Expect("client address 127.0.0.1:")
+	q.Expect("server name    app.localhost")
+	q.Expect("TLS 1.3, X25519MLKEM768 (post-quantum), alpn h2")
+	q.Expect("PROXY v1")
+	runClients(t, q)
+	q.Interrupt()
+}
 
-	probe := q.expect(" pqproxy probe ")
-	curl := q.expect("  curl ")
-	q.expect("Ctrl-C ends everything.")
+// runClients runs the commands that connect, and looks at the records that follow.
+func runClients(t *testing.T, q *demotest.Example) {
+	t.Helper()
+	probe := q.Expect(" pqproxy probe ")
+	curl := q.Expect("  curl ")
+	q.Expect("Ctrl-C ends everything.")
 
-	if out := shell(t, probe); !strings.HasPrefix(out, "post-quantum: yes (X25519MLKEM768)\n") || !strings.Contains(out, "\nchain         ok\n") {
+	if out := demotest.Shell(t, probe); !strings.HasPrefix(out, "post-quantum: yes (X25519MLKEM768)\n") || !strings.Contains(out, "\nchain         ok\n") {
 		t.Errorf("%s\nprinted\n%s", probe, out)
 	}
-	q.expect("client    127.0.0.1:")
+	q.Expect("client    127.0.0.1:")
 
-	out := shell(t, curl)
+	out := demotest.Shell(t, curl)
 	for _, want := range []string{`client address 127\.0\.0\.1:\d+`, "server name    app.localhost\n", "TLS 1.3, X25519MLKEM768, towards the proxy"} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("%s\nprinted\n%s\nwithout %s", curl, out, want)
@@ -44,12 +44,48 @@ func TestQuickstart(t *testing.T) {
 	}
 	address := regexp.MustCompile(`client address (\S+)`).FindStringSubmatch(out)
 	if address != nil {
-		q.expect("client    " + address[1] + ` asked for "app.localhost"`) // the upstream was told the true address
+		q.Expect("client    " + address[1] + ` asked for "app.localhost"`) // the upstream was told the true address
 	}
-	q.expect("done, by the client")
-	q.interrupt()
-	if left, _ := filepath.Glob(filepath.Join(q.tmp, "pqproxy-quickstart-*")); len(left) > 0 {
-		t.Errorf("it left %v", left)
+	q.Expect("done, by the client")
+}
+
+// TestQuickstartManagement runs the variant with a management plane, and what it prints.
+func TestQuickstartManagement(t *testing.T) {
+	q := demotest.Start(t, []string{"QUICKSTART_PORT=0", "QUICKSTART_CONSOLE_PORT=0"}, "management")
+	q.Expect("A management plane runs on http://127.0.0.1:")
+	q.Expect("GET  /v1/platform/edges: quickstart is up.")
+	q.Expect("The edge serves it ")
+	q.Expect(": active. Live on 1 of 1 edges.")
+	q.Expect("post-quantum: yes (X25519MLKEM768)")
+	told := regexp.MustCompile(`client address (\S+) \(the PROXY header says so`).FindStringSubmatch(q.Expect("client address "))
+	if told == nil {
+		t.Fatal("the upstream was not told the client's address")
+	}
+	q.Expect(`{"post_quantum":"require"}: live after `)
+	q.Expect(" on quickstart")
+	q.Expect("client    " + told[1] + ` asked for "app.localhost"`)
+	q.Expect("X25519MLKEM768 (post-quantum)")
+	q.Expect("console   http://127.0.0.1:")
+
+	domain, report, change, document := q.Expect("  curl "), q.Expect("  curl "), q.Expect("  curl "), q.Expect("  curl ")
+	for command, want := range map[string]string{
+		domain: `"status":"active"`, report: `"share":1`, change: `"post_quantum":"prefer"`, document: `"openapi": "3.1.0"`,
+	} {
+		if out := demotest.Shell(t, command); !strings.Contains(out, want) {
+			t.Errorf("%s\nprinted\n%.500s\nwithout %s", command, out, want)
+		}
+	}
+	runClients(t, q)
+	q.Interrupt()
+}
+
+// TestQuickstartIsCaddy wants other arguments to reach Caddy, also those that begin alike.
+func TestQuickstartIsCaddy(t *testing.T) {
+	if out := demotest.Shell(t, demotest.Binary+" list-modules"); !strings.Contains(out, "\npqproxy_management\n") {
+		t.Errorf("list-modules printed\n%s", out)
+	}
+	if out := demotest.Shell(t, demotest.Binary+" pqproxy-management --help"); !strings.Contains(out, "backup") {
+		t.Errorf("pqproxy-management printed\n%s", out)
 	}
 }
 
@@ -64,109 +100,10 @@ func TestQuickstartPortTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q := start(t, build(t), port)
-	if line := q.expect("pqproxy serves "); strings.Contains(line, ln.Addr().String()) {
+	q := demotest.Start(t, []string{"QUICKSTART_PORT=" + port})
+	if line := q.Expect("pqproxy serves "); strings.Contains(line, ln.Addr().String()) {
 		t.Errorf("it says %q of a port that is taken", line)
 	}
-	q.expect("Ctrl-C ends everything.")
-	q.interrupt()
-}
-
-func TestShellWord(t *testing.T) {
-	for in, want := range map[string]string{
-		"/tmp/a-1_b.crt": "/tmp/a-1_b.crt",
-		"/tmp/a b":       "'/tmp/a b'",
-		"it's":           `'it'\''s'`,
-	} {
-		if got := shellWord(in); got != want {
-			t.Errorf("shellWord(%q) = %s, want %s", in, got, want)
-		}
-		if out, err := exec.Command("sh", "-c", "printf %s "+shellWord(in)).Output(); err != nil || string(out) != in {
-			t.Errorf("sh reads %q as %q (%v)", in, out, err)
-		}
-	}
-}
-
-func build(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "quickstart")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
-	return binary
-}
-
-// quickstart is a running one.
-type quickstart struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	tmp   string
-	lines chan string // of its standard output; closed at its end
-	seen  []string
-}
-
-func start(t *testing.T, binary, port string) *quickstart {
-	t.Helper()
-	q := &quickstart{t: t, cmd: exec.Command(binary), tmp: t.TempDir(), lines: make(chan string, 256)}
-	q.cmd.Env = append(os.Environ(), "QUICKSTART_PORT="+port, "TMPDIR="+q.tmp)
-	q.cmd.Stderr = os.Stderr
-	stdout, err := q.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := q.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = q.cmd.Process.Kill() }) // has ended, unless the test failed
-	go func() {
-		defer close(q.lines)
-		for s := bufio.NewScanner(stdout); s.Scan(); {
-			q.lines <- s.Text()
-		}
-	}()
-	return q
-}
-
-// expect returns the next line with a text in it.
-func (q *quickstart) expect(text string) string {
-	q.t.Helper()
-	timeout := time.After(patience)
-	for {
-		select {
-		case line, ok := <-q.lines:
-			if !ok {
-				q.t.Fatalf("it ended without %q:\n%s", text, strings.Join(q.seen, "\n"))
-			}
-			q.seen = append(q.seen, line)
-			if strings.Contains(line, text) {
-				return line
-			}
-		case <-timeout:
-			q.t.Fatalf("waited for %q in vain:\n%s", text, strings.Join(q.seen, "\n"))
-		}
-	}
-}
-
-// interrupt is Ctrl-C. The quickstart must end well.
-func (q *quickstart) interrupt() {
-	q.t.Helper()
-	if err := q.cmd.Process.Signal(syscall.SIGINT); err != nil {
-		q.t.Fatal(err)
-	}
-	timer := time.AfterFunc(patience, func() { _ = q.cmd.Process.Kill() })
-	defer timer.Stop()
-	for range q.lines { // to the end
-	}
-	if err := q.cmd.Wait(); err != nil {
-		q.t.Errorf("after Ctrl-C: %v", err)
-	}
-}
-
-func shell(t *testing.T, command string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-c", command).CombinedOutput()
-	if err != nil {
-		t.Errorf("%s\nended with %v and printed\n%s", command, err, out)
-	}
-	return string(out)
+	q.Expect("Ctrl-C ends everything.")
+	q.Interrupt()
 }

@@ -2,20 +2,25 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
-	"time"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/pqproxy/caddy-pqproxy/examples/internal/demo"
 )
 
 func init() { caddy.RegisterModule(new(logWriter)) }
 
 var (
-	listening = make(chan string, 1)    // the address, once
-	records   = make(chan *record, 256) // more are dropped while nobody looks
+	listening = make(chan string, 1)         // the address, once
+	records   = make(chan *demo.Record, 256) // more are dropped while nobody looks
 )
+
+// quiet is true while a config is loaded or ends whose management plane and edge are both in this process: they may miss each
+// other then, which the edge would complain of. It tries again.
+var quiet atomic.Bool
 
 // logWriter is a log writer module: it picks out of Caddy's log what is shown, and passes errors on.
 type logWriter struct{}
@@ -43,7 +48,7 @@ func (*logWriter) Write(line []byte) (int, error) {
 	}
 	switch {
 	case entry.Msg == "connection" && entry.Logger == "pqproxy.log.access":
-		r := new(record)
+		r := new(demo.Record)
 		if err := json.Unmarshal(line, r); err != nil {
 			return 0, err
 		}
@@ -56,91 +61,8 @@ func (*logWriter) Write(line []byte) (int, error) {
 		case listening <- entry.Address:
 		default:
 		}
-	case entry.Level == "error":
+	case entry.Level == "error" && !quiet.Load():
 		return os.Stderr.Write(line)
 	}
 	return len(line), nil
-}
-
-// record is what is shown of a connection's record. docs/connections.md explains all of it.
-type record struct {
-	ID                  string
-	ServerName          string `json:"server_name"`
-	ClientIP            string `json:"client_ip"`
-	ClientPort          int    `json:"client_port"`
-	TLSVersion          string `json:"tls_version"`
-	Group               string
-	PostQuantum         bool `json:"post_quantum"`
-	Resumed             bool
-	ALPN                string
-	Upstream            string
-	UpstreamGroup       string  `json:"upstream_group"`
-	UpstreamPostQuantum bool    `json:"upstream_post_quantum"`
-	UpstreamResumed     bool    `json:"upstream_resumed"`
-	ProxyProtocol       string  `json:"proxy_protocol"`
-	HelloWait           seconds `json:"hello_wait"`
-	Handshake           seconds
-	UpstreamConnect     seconds `json:"upstream_connect"`
-	UpstreamHandshake   seconds `json:"upstream_handshake"`
-	FirstByte           seconds `json:"first_byte"`
-	Duration            seconds
-	BytesIn             int64  `json:"bytes_in"`
-	BytesOut            int64  `json:"bytes_out"`
-	ClosedBy            string `json:"closed_by"`
-	EndReason           string `json:"end_reason"`
-	Error               string
-}
-
-// print writes the record for people.
-func (r *record) print(out io.Writer) {
-	fmt.Fprintf(out, "\nconnection %s\n", r.ID)
-	line := func(label, format string, args ...any) {
-		fmt.Fprintf(out, "  %-9s "+format+"\n", append([]any{label}, args...)...)
-	}
-	line("client", "%s:%d asked for %q", r.ClientIP, r.ClientPort, r.ServerName)
-	if r.Group != "" {
-		line("", "%s, %s (%s), alpn %s, %s", r.TLSVersion, r.Group, strength(r.PostQuantum), orNone(r.ALPN), handshake(r.Resumed))
-	}
-	if r.Upstream != "" {
-		line("upstream", "%s, PROXY %s", r.Upstream, r.ProxyProtocol)
-	}
-	if r.UpstreamGroup != "" {
-		line("", "%s (%s), %s", r.UpstreamGroup, strength(r.UpstreamPostQuantum), handshake(r.UpstreamResumed))
-	}
-	line("timings", "hello_wait %v, handshake %v", r.HelloWait, r.Handshake)
-	line("", "upstream_connect %v, upstream_handshake %v", r.UpstreamConnect, r.UpstreamHandshake)
-	line("", "first_byte %v, duration %v", r.FirstByte, r.Duration)
-	line("ended", "%s, by the %s; %d bytes in, %d out", r.EndReason, r.ClosedBy, r.BytesIn, r.BytesOut)
-	if r.Error != "" {
-		line("error", "%s", r.Error)
-	}
-}
-
-// seconds is a duration as Caddy's JSON log has it.
-type seconds float64
-
-// String rounds to a hundredth of a millisecond.
-func (s seconds) String() string {
-	return time.Duration(float64(s) * float64(time.Second)).Round(10 * time.Microsecond).String()
-}
-
-func strength(postQuantum bool) string {
-	if postQuantum {
-		return "post-quantum"
-	}
-	return "classical"
-}
-
-func handshake(resumed bool) string {
-	if resumed {
-		return "resumed"
-	}
-	return "full handshake"
-}
-
-func orNone(alpn string) string {
-	if alpn == "" {
-		return "none"
-	}
-	return alpn
 }
