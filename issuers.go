@@ -304,7 +304,7 @@ func keepOutOfTrustStore(ctx caddy.Context) error {
 			return nil
 		}
 	}
-	app, err := ctx.App("pki")
+	app, err := loadPKI(ctx)
 	if err != nil {
 		return err
 	}
@@ -312,6 +312,25 @@ func keepOutOfTrustStore(ctx caddy.Context) error {
 		ca.InstallTrust = new(bool)
 	}
 	return nil
+}
+
+// loadPKI provisions Caddy's app of local CAs under a lock of the storage: it makes the root of a new storage without one, and
+// of two edges that start on one storage at the same time the second would read what the first has written half of.
+func loadPKI(ctx caddy.Context) (any, error) {
+	const lock, patience = "pqproxy_local_ca", 15 * time.Second
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := ctx.Storage().Lock(waiting, lock); err != nil {
+		// Mostly there is nothing to make any more, and a storage that cannot lock may still be read.
+		ctx.Logger().Warn("loading the local CA without a lock in storage", zap.Error(err))
+		return ctx.App("pki")
+	}
+	defer func() {
+		if err := ctx.Storage().Unlock(context.WithoutCancel(ctx), lock); err != nil {
+			ctx.Logger().Warn("letting go of a lock in storage", zap.String("lock", lock), zap.Error(err))
+		}
+	}()
+	return ctx.App("pki")
 }
 
 // issuesInternal reports whether the tls app has certificates of the local CA issued.

@@ -184,6 +184,9 @@ func (t *toldStates) lookAt(name string) (now certificateNow, changed bool) {
 		d = e.domain()
 	}
 	state := t.owner.certificateState(e, d)
+	if e.certificate == fromInternal && state.State == edgereport.CertificatePending {
+		state.State, state.Error = edgereport.CertificateValid, "" // the local CA issues it in the first handshake: nobody has to wait
+	}
 	now.wire = edgereport.CertificateState{
 		Name: name, Source: string(state.Source), Issuer: state.Issuer, NotAfter: state.NotAfter, State: state.State,
 		Error: cutText(state.Error, edgereport.MaxText),

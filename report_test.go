@@ -250,8 +250,10 @@ func TestReportStates(t *testing.T) {
 	pqtest.Leaks(t)
 	e := startReporting(t)
 	bad := e.record("bad.example.com", "upstreams", `[{"dial":"10.0.0.1:443"}]`)
-	e.apply(numbered(7, 0, "", e.record("a.example.com"), bad, e.record("acme.example.com", "certificate", `{"source":"acme"}`)))
+	e.apply(numbered(7, 0, "", e.record("a.example.com"), bad, e.record("acme.example.com", "certificate", `{"source":"acme"}`),
+		e.record("local.example.com", "certificate", `{"source":"internal"}`)))
 	e.certificate("a.example.com", "valid")
+	e.certificate("local.example.com", "valid") // it is issued in the first handshake
 	if got := e.certificate("acme.example.com", "pending"); got.Source != "acme" || got.Error == "" || got.NotAfter != nil {
 		t.Errorf("certificate %+v", got)
 	}

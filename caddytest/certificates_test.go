@@ -80,6 +80,19 @@ func TestFleet(t *testing.T) {
 	}
 }
 
+// TestFleetStartsAtOnce starts edges on a storage in which nothing is yet: the first makes the root of Caddy's local CA, and
+// the others must not read half of it.
+func TestFleetStartsAtOnce(t *testing.T) {
+	ca, storage := acmetest.Start(t, acmetest.Options{}), t.TempDir()
+	var fleet []edge
+	for range 4 {
+		fleet = append(fleet, launchEdge(t, t.TempDir(), "Caddyfile", withCertificates(t, ca, storage)))
+	}
+	for _, e := range fleet {
+		e.listens(t)
+	}
+}
+
 // TestKilledWhileOrdering kills an edge while the CA is about to issue. Started anew it does not order again at once, and
 // what it has had before it serves.
 func TestKilledWhileOrdering(t *testing.T) {

@@ -266,6 +266,14 @@ type edge struct {
 // startEdge runs the binary in a folder on a config, and waits until it listens.
 func startEdge(t *testing.T, dir, name, config string) edge {
 	t.Helper()
+	e := launchEdge(t, dir, name, config)
+	e.listens(t)
+	return e
+}
+
+// launchEdge is startEdge without waiting.
+func launchEdge(t *testing.T, dir, name, config string) edge {
+	t.Helper()
 	bin, err := pqproxy()
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +282,12 @@ func startEdge(t *testing.T, dir, name, config string) edge {
 	cmd := exec.Command(bin, "run", "--config", name)
 	cmd.Dir = dir
 	cmd.Env = append(cmd.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
-	e := edge{dir: dir, proxy: &proxy{process: start(t, "pqproxy", cmd, syscall.SIGTERM)}}
+	return edge{dir: dir, proxy: &proxy{process: start(t, "pqproxy", cmd, syscall.SIGTERM)}}
+}
+
+// listens waits until the edge listens, and notes where.
+func (e edge) listens(t *testing.T) {
+	t.Helper()
 	var listening struct {
 		Address string `json:"address"`
 	}
@@ -286,7 +299,6 @@ func startEdge(t *testing.T, dir, name, config string) edge {
 		t.Fatal(err)
 	}
 	e.addr = listening.Address
-	return e
 }
 
 // dial connects to a name, which the root of Caddy's local CA must vouch for.
