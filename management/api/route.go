@@ -104,7 +104,9 @@ type none struct{}
 func ok[T any](etag string, body T) *answer[T] { return &answer[T]{ETag: etag, Body: body} }
 
 // okLive is ok of what shows states beside what its version counts.
-func okLive[T any](etag string, body T) *answer[T] { return &answer[T]{ETag: etag, Live: true, Body: body} }
+func okLive[T any](etag string, body T) *answer[T] {
+	return &answer[T]{ETag: etag, Live: true, Body: body}
+}
 
 // created returns an answer 201 with Location.
 func created[T any](location, etag string, body T) *answer[T] {

@@ -16,10 +16,10 @@ const (
 
 // Options say where the rows are.
 type Options struct {
-	Driver string       // SQLite or Postgres
-	Source string       // a file, or a postgres:// URL; errors never show the URL's password
+	Driver string // SQLite or Postgres
+	Source string // a file, or a postgres:// URL; errors never show the URL's password
 
-	Log    *slog.Logger // nil: slog.Default
+	Log *slog.Logger // nil: slog.Default
 
 	// Existing opens nothing but a database that has this binary's schema: none is made, and none is changed beneath a service
 	// of another version that uses it.
