@@ -137,6 +137,16 @@ func TestDomainGoesWithoutEdges(t *testing.T) {
 		if _, err := s.FindDomain(t.Context(), who, d.ID); management.CodeOf(err) != management.NotFound {
 			t.Errorf("it is still there: %v", err)
 		}
+		// Nobody reports any more.
+		alone := s.create(who, "alone.example.com")
+		if _, err := s.DeleteDomain(t.Context(), who, alone.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+		s.clock.pass(6 * time.Second)
+		must(t, management.RemoveDeleted(s.Plane, t.Context()))
+		if _, err := s.FindDomain(t.Context(), who, alone.ID); management.CodeOf(err) != management.NotFound {
+			t.Errorf("it waits for nobody: %v", err)
+		}
 		// What no edge ever had goes at once.
 		never := s.create(s.tenant(nil), "b.example.com")
 		other := &management.Principal{TenantID: never.Tenant, Scopes: management.Scopes{management.All}}

@@ -260,6 +260,9 @@ func (v *domainView) certificate() CertificateAxis {
 	} else if c.Held > 0 {
 		a.State = AxisOK
 	}
+	if v.edges.Of == 0 && row.Published() {
+		notAfter = row.CertificateNotAfter // as edges said last
+	}
 	a.NotAfter = moment(notAfter)
 	switch {
 	case a.State == AxisOK && !notAfter.IsZero() && !notAfter.After(v.now):
@@ -478,7 +481,7 @@ func (p *Plane) settle(v *domainView) bool {
 	if row.ActivatedAt.IsZero() && (row.Status == Active || row.Status == Degraded) {
 		row.ActivatedAt = v.now
 	}
-	if row.Settings.Certificate.Source != domain.BYOC {
+	if row.Settings.Certificate.Source != domain.BYOC && (v.edges.Of > 0 || !row.Published()) { // what was known holds while nobody reports
 		row.CertificateNotAfter = v.edges.Certificate.NotAfter
 	}
 	return row.Status != status || !row.ActivatedAt.Equal(activated) || !row.CertificateNotAfter.Equal(notAfter)

@@ -105,8 +105,11 @@ func (p *Plane) recordAll(ctx context.Context, rows []*DomainRow, results []*see
 }
 
 // letGoFor is how long edges have to let go of a deleted domain. Those that are not heard of for so long find out when they
-// come back: the feed remembers.
-const letGoFor = 5 * time.Minute
+// come back: the feed remembers. Where none is heard of at all there is nobody to wait for.
+const (
+	letGoFor   = 5 * time.Minute
+	letGoAlone = 5 * time.Second
+)
 
 // removeDeleted removes domains that no edge serves any more.
 func (p *Plane) removeDeleted(ctx context.Context) error {
@@ -125,7 +128,7 @@ func (p *Plane) removeDeleted(ctx context.Context) error {
 			for _, row := range rows {
 				state := states[row.ID]
 				since := p.now().Sub(row.DeletingAt)
-				if state.Of > 0 && state.Applied == state.Of || state.Of == 0 && since > edgeFresh || since > letGoFor {
+				if state.Of > 0 && state.Applied == state.Of || state.Of == 0 && since > letGoAlone || since > letGoFor {
 					gone = append(gone, row.ID)
 				}
 			}

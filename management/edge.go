@@ -201,6 +201,8 @@ func (p *Plane) initEdges() {
 	p.edges.reports = make(chan struct{}, reportsAtOnce)
 	p.edges.again = make(map[string]struct{})
 	p.edges.feed.tokenAge = feedTokenAge
+	p.edges.feed.ended = make(chan struct{})
+	p.edges.feed.end = sync.OnceFunc(func() { close(p.edges.feed.ended) })
 	p.onTenantChange(func(tx Tx, tenant *Tenant) error {
 		if tenant.DeletedAt.IsZero() {
 			return nil

@@ -95,11 +95,17 @@ func (p *Plane) Feed(ctx context.Context, who *Principal, r FeedRequest) (*FeedA
 		case <-now.changed:
 		case <-timer.C:
 			over = true
+		case <-p.edges.feed.ended:
+			over = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
 }
+
+// EndWaits answers all requests of the feed that are held, as if their time to wait were over, and holds none from now on: who
+// asks again finds another instance, or the one that takes this one's place. For a service that is about to end.
+func (p *Plane) EndWaits() { p.edges.feed.end() }
 
 // checkToken refuses an edge whose token was revoked while its request was held: a set has private keys.
 func (p *Plane) checkToken(ctx context.Context, who *Principal) error {
@@ -130,7 +136,10 @@ func namesTag(header, tag string) bool {
 type feedCache struct {
 	tokenAge time.Duration // feedTokenAge, which tests shorten
 
-	mu       sync.Mutex // guards all
+	end   func()        // closes ended, once
+	ended chan struct{} // requests are held no more
+
+	mu       sync.Mutex // guards all below
 	now      feedState
 	looking  chan struct{} // closed when whoever looks at the revision is done; nil: nobody does
 	waiting  int
@@ -150,6 +159,11 @@ type feedState struct {
 func (c *feedCache) hold(wait time.Duration) (time.Duration, func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	select {
+	case <-c.ended:
+		wait = 0
+	default:
+	}
 	if wait == 0 || c.waiting == feedWaiters {
 		return 0, func() {}
 	}

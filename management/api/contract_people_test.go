@@ -254,7 +254,7 @@ func TestContractSessions(t *testing.T) {
 	}
 	bad("ROOT@example.org").problem(429, "rate_limited")
 	c.do("", "POST", "/v1/sessions", `{"email":"root@example.org","password":"correct horse battery"}`).problem(429, "rate_limited")
-	for i := range 15 {
+	for i := range 13 { // what an account was refused is a try of the address all the same
 		bad(fmt.Sprintf("nobody%d@example.org", i)).problem(401, "unauthenticated")
 	}
 	bad("somebody@example.org").problem(429, "rate_limited")
@@ -394,7 +394,7 @@ func TestContractPlatform(t *testing.T) {
 	id := c.domain(other, "a.example.com")
 	c.do(other, "POST", "/v1/domains", `{"name":"b.example.com","upstreams":[{"dial":"10.0.0.5:1"}]}`).problem(403, "quota_exceeded")
 	patch(`{"trusted":true}`).want(200).is(true, "trusted")
-	c.do(other, "GET", "/v1/domains/"+id, "").want(200).is("ok", "axes", "ownership", "state").is("trusted", "axes", "ownership", "proof")
+	c.do(other, "POST", "/v1/domains/"+id+"/check", "").want(200).is("ok", "axes", "ownership", "state").is("trusted", "axes", "ownership", "proof")
 	patch(`{"suspended":true}`).want(200).is(true, "suspended")
 	c.do(other, "GET", "/v1/domains/"+id, "").want(200).is("suspended", "status").is(false, "serving").is(false, "suspended")
 	c.do(other, "PATCH", "/v1/domains/"+id, `{"max_connections":1}`).problem(403, "forbidden")

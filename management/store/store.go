@@ -36,6 +36,7 @@ type Store struct {
 
 	schema  schema // of the files, when they were opened
 	changes changes
+	fold    sweep
 	stop    context.CancelFunc
 	running sync.WaitGroup // the listener for other instances' changes; ends with stop
 }

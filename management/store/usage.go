@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/management"
@@ -158,6 +159,18 @@ type usageRow struct {
 	detail           management.Detail
 }
 
+// sweep is how far FoldUsage is on its way through the inbox, tenant by tenant: what was counted of one domain in many reports
+// becomes one change of each of its sums. A sweep takes what was there when it began, so that no tenant keeps the others waiting.
+type sweep struct {
+	mu sync.Mutex // guards the rest, and lets one call fold at a time
+	sweepAt
+}
+
+type sweepAt struct {
+	tenant string // the first that is not folded yet
+	last   int64  // the highest number of a row that belongs to the sweep; 0: a new one begins
+}
+
 // FoldUsage moves rows of the inbox into the sums. One transaction does so at a time, since documents are read, added to and
 // written.
 func (s *Store) FoldUsage(ctx context.Context, from time.Time, limit int) (n int, err error) {
@@ -167,47 +180,45 @@ func (s *Store) FoldUsage(ctx context.Context, from time.Time, limit int) (n int
 	if s.d.name == SQLite {
 		db = s.write
 	}
+	s.fold.mu.Lock()
+	defer s.fold.mu.Unlock()
+	var at sweepAt
 	err = s.apart(limited, db, func(t *tx, _ *sql.Conn) error {
 		if s.d.name == Postgres {
-			if _, err := t.exec(`SELECT pg_advisory_xact_lock(` + foldLock + `)`); err != nil {
+			// PostgreSQL makes its statistics of the inbox when that is empty: it would read and sort all of it for a few rows.
+			if _, err := t.exec(`SELECT pg_advisory_xact_lock(` + foldLock + `), set_config('enable_seqscan', 'off', TRUE),
+				set_config('enable_sort', 'off', TRUE)`); err != nil {
 				return err
 			}
 		}
-		n, err = t.foldUsage(from.UnixMicro(), limit)
+		at = s.fold.sweepAt
+		n, err = t.foldUsage(from.UnixMicro(), limit, &at)
 		return err
 	})
+	if err == nil {
+		s.fold.sweepAt = at
+	}
 	return n, s.fault(ctx, err)
 }
 
-func (t *tx) foldUsage(from int64, limit int) (n int, err error) {
+func (t *tx) foldUsage(from int64, limit int, at *sweepAt) (n int, err error) {
 	add := make(map[usageKey]*usageRow)
-	err = t.each(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox ORDER BY n LIMIT ?)
-		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{limit}, func(rows *sql.Rows) error {
-		var r usageRow
-		var domainID string
-		var minute int64
-		if err := rows.Scan(&r.tenantID, &domainID, &r.domain, &minute, &r.sums.Connections, &r.sums.BytesIn, &r.sums.BytesOut, &r.sums.Handshakes,
-			&r.sums.PostQuantum, &r.sums.HelloRetries, &r.sums.Refused, document{&r.detail}); err != nil {
-			return err
-		}
-		n++
-		for _, step := range []management.Step{management.Minute, management.Hour, management.Day} {
-			if step == management.Minute && minute < from {
-				continue
+	for fresh := false; n < limit && !fresh; {
+		if fresh = at.last == 0; fresh {
+			if err := t.get(`SELECT COALESCE(MAX(n), 0) FROM usage_inbox`, nil, &at.last); err != nil {
+				return 0, err
 			}
-			key := usageKey{domainID, step, minute - minute%step.Duration().Microseconds()}
-			row := add[key]
-			if row == nil {
-				row = &usageRow{tenantID: r.tenantID, domain: r.domain}
-				add[key] = row
-			}
-			row.sums.Add(r.sums)
-			row.detail.Add(r.detail)
 		}
-		return nil
-	})
-	if err != nil || n == 0 {
-		return n, err
+		took, err := t.takeInbox(from, limit-n, at, add)
+		if err != nil {
+			return 0, err
+		}
+		if n += took; n < limit {
+			*at = sweepAt{} // that was all of it
+		}
+	}
+	if n == 0 {
+		return 0, nil
 	}
 	keys := make([]usageKey, 0, len(add))
 	for key := range add {
@@ -227,6 +238,43 @@ func (t *tx) foldUsage(from int64, limit int) (n int, err error) {
 
 var maxSum = strconv.Itoa(management.MaxSum)
 
+// takeInbox takes at most limit rows of a sweep out of the inbox, and adds them up.
+func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usageRow) (n int, err error) {
+	which := `SELECT n FROM usage_inbox WHERE tenant_id >= ? AND n <= ? ORDER BY tenant_id, minute LIMIT ?`
+	if t.d.name == Postgres {
+		which = `n = ANY (ARRAY(` + which + `))` // no join, of which one side would be guessed to be empty
+	} else {
+		which = `n IN (` + which + `)`
+	}
+	err = t.each(`DELETE FROM usage_inbox WHERE `+which+`
+		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{at.tenant, at.last, limit}, func(rows *sql.Rows) error {
+		var r usageRow
+		var domainID string
+		var minute int64
+		if err := rows.Scan(&r.tenantID, &domainID, &r.domain, &minute, &r.sums.Connections, &r.sums.BytesIn, &r.sums.BytesOut, &r.sums.Handshakes,
+			&r.sums.PostQuantum, &r.sums.HelloRetries, &r.sums.Refused, document{&r.detail}); err != nil {
+			return err
+		}
+		n++
+		at.tenant = max(at.tenant, r.tenantID)
+		for _, step := range []management.Step{management.Minute, management.Hour, management.Day} {
+			if step == management.Minute && minute < from {
+				continue
+			}
+			key := usageKey{domainID, step, minute - minute%step.Duration().Microseconds()}
+			row := add[key]
+			if row == nil {
+				row = &usageRow{tenantID: r.tenantID, domain: r.domain}
+				add[key] = row
+			}
+			row.sums.Add(r.sums)
+			row.detail.Add(r.detail)
+		}
+		return nil
+	})
+	return n, err
+}
+
 // addUsage adds to rows of usage.
 func (t *tx) addUsage(keys []usageKey, add map[usageKey]*usageRow) error {
 	args := make([]any, 0, 3*len(keys))
@@ -234,16 +282,24 @@ func (t *tx) addUsage(keys []usageKey, add map[usageKey]*usageRow) error {
 		args = append(args, k.domainID, int(k.step), k.start)
 	}
 	const one = `(CAST(? AS TEXT), CAST(? AS BIGINT), CAST(? AS BIGINT))`
-	err := t.each(`SELECT domain_id, step, start, detail FROM usage WHERE (domain_id, step, start) IN (VALUES `+one+strings.Repeat(`, `+one, len(keys)-1)+`)`,
-		args, func(rows *sql.Rows) error {
-			var k usageKey
-			var detail management.Detail
-			if err := rows.Scan(&k.domainID, &k.step, &k.start, document{&detail}); err != nil {
-				return err
-			}
-			add[k].detail.Add(detail)
-			return nil
-		})
+	values := `VALUES ` + one + strings.Repeat(`, `+one, len(keys)-1)
+	// Key by key: SQLite reads the whole table for (a, b, c) IN (VALUES …), and so does PostgreSQL while its statistics are of
+	// a table that was empty.
+	const row = `SELECT u.domain_id, u.step, u.start, u.detail FROM `
+	const same = `usage AS u WHERE u.domain_id = k.column1 AND u.step = k.column2 AND u.start = k.column3`
+	query := row + `(` + values + `) AS k CROSS JOIN ` + same // which SQLite takes in that order
+	if t.d.name == Postgres {
+		query = `SELECT u.* FROM (` + values + `) AS k, LATERAL (` + row + same + ` LIMIT 1) AS u`
+	}
+	err := t.each(query, args, func(rows *sql.Rows) error {
+		var k usageKey
+		var detail management.Detail
+		if err := rows.Scan(&k.domainID, &k.step, &k.start, document{&detail}); err != nil {
+			return err
+		}
+		add[k].detail.Add(detail)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -279,8 +335,9 @@ func (t *tx) CountDropped(from, to time.Time) (n int64, err error) {
 
 // DeleteUsageBefore removes old sums.
 func (t *tx) DeleteUsageBefore(step management.Step, before time.Time, limit int) (int, error) {
+	// step + 0 and start - 0 are what the index is made of that is for this alone.
 	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN
-		(SELECT domain_id, step, start FROM usage WHERE step = ? AND start < ? ORDER BY start LIMIT ?)`, int(step), before.UnixMicro(), limit)
+		(SELECT domain_id, step, start FROM usage WHERE step + 0 = ? AND start - 0 < ? ORDER BY start - 0 LIMIT ?)`, int(step), before.UnixMicro(), limit)
 	return int(n), err
 }
 
