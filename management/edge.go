@@ -220,6 +220,18 @@ func (p *Plane) edgeWorkers() []worker {
 	}
 }
 
+// Revision returns the newest revision of the set of domains that edges are told. It needs the scope Platform.
+func (p *Plane) Revision(ctx context.Context, who *Principal) (revision uint64, err error) {
+	if err := who.Require(Platform); err != nil {
+		return 0, err
+	}
+	err = p.store.View(ctx, func(tx Tx) error {
+		revision, err = tx.Revision()
+		return err
+	})
+	return revision, err
+}
+
 // FindEdges lists the edges, for operators of the platform.
 func (p *Plane) FindEdges(ctx context.Context, who *Principal, page Page) (edges []*Edge, next string, err error) {
 	if err := who.Require(Platform); err != nil {

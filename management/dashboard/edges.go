@@ -52,7 +52,11 @@ func loadEdges(c *ctx) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	page := edgesPage{All: len(all), More: more != ""}
+	newest, err := c.plane.Revision(c.ctx, c.who)
+	if err != nil {
+		return nil, err
+	}
+	page := edgesPage{All: len(all), More: more != "", Newest: newest}
 	for _, e := range all {
 		page.Newest = max(page.Newest, e.Revision)
 	}
