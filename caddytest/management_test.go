@@ -15,14 +15,18 @@ import (
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/acmetest"
+	"github.com/pqproxy/caddy-pqproxy/internal/pgtest"
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
+	"github.com/pqproxy/caddy-pqproxy/management/vault"
 )
 
 // service is a management plane with its two faces.
 type service struct {
 	*process
-	public, edge string // URLs
-	key          string // of the first run
+	dir          string   // of its Caddyfile, and its home
+	env          []string // that it runs in
+	public, edge string   // URLs
+	key          string   // of the first run
 }
 
 const setupToken = "what the first run asks for"
@@ -30,13 +34,20 @@ const setupToken = "what the first run asks for"
 // startService runs a management plane that asks that DNS server, whose traffic goes to 127.0.0.1.
 func startService(t *testing.T, dns *nameServer, options string) *service {
 	t.Helper()
+	s := startServiceIn(t, t.TempDir(), dns, options)
+	s.waitReady(t)
+	return s
+}
+
+// startServiceIn is startService with what an earlier one has left in the folder, and does not wait.
+func startServiceIn(t *testing.T, dir string, dns *nameServer, options string) *service {
+	t.Helper()
 	bin, err := pqproxy()
 	if err != nil {
 		t.Fatal(err)
 	}
 	public, publicAddr := listen(t)
 	edge, edgeAddr := listen(t)
-	dir := t.TempDir()
 	writeFile(t, dir, "Caddyfile", fmt.Sprintf(`{
 	admin off
 	persist_config off
@@ -64,9 +75,17 @@ http://127.0.0.1:2 {
 	cmd.Dir = dir
 	cmd.Env = append(cmd.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "SETUP_TOKEN="+setupToken)
 	cmd.ExtraFiles = []*os.File{public, edge}
-	s := &service{process: start(t, "the management plane", cmd, syscall.SIGTERM), public: "http://" + publicAddr, edge: "http://" + edgeAddr}
+	s := &service{
+		process: start(t, "the management plane", cmd, syscall.SIGTERM), dir: dir, env: cmd.Env, public: "http://" + publicAddr, edge: "http://" + edgeAddr,
+	}
 	public.Close()
 	edge.Close()
+	return s
+}
+
+// waitReady waits until the service serves.
+func (s *service) waitReady(t *testing.T) {
+	t.Helper()
 	pqtest.Wait(t, "the management plane to serve", func() bool {
 		answer, err := http.Get(s.public + "/readyz")
 		if err != nil {
@@ -75,7 +94,26 @@ http://127.0.0.1:2 {
 		answer.Body.Close()
 		return answer.StatusCode < 300
 	})
-	return s
+}
+
+// firstRun makes the first user and tenant, and the key that the service is called with from then on.
+func (s *service) firstRun(t *testing.T) {
+	t.Helper()
+	first := s.call(t, 201, "POST", "/v1/setup", object{
+		"setup_token": setupToken, "email": "ops@example.com", "password": firstPassword, "tenant": "Platform", "api_key": true,
+	})
+	s.key = first.at("api_key", "secret").(string)
+}
+
+// firstPassword is that of the first user.
+const firstPassword = "a long enough password"
+
+// postgres returns the options of a service on a PostgreSQL database of its own, with a master key.
+func postgres(t *testing.T) string {
+	t.Helper()
+	t.Setenv("DATABASE_URL", pgtest.Database(t))
+	t.Setenv("MASTER_KEY", vault.NewKey().Reveal())
+	return "database postgres {env.DATABASE_URL}\nmaster_key {env.MASTER_KEY}"
 }
 
 // object is a JSON object.
@@ -204,9 +242,8 @@ func startManagedEdge(t *testing.T, name string, s *service, token string, ca *a
 // TestManagement is the life of a customer with nothing but HTTP requests: the first run, a domain, its DNS, its certificate,
 // live on two edges, a post-quantum connection that is seen in every view, the policy `require`, a pair of one's own, the end.
 func TestManagement(t *testing.T) {
-	for _, database := range []string{"sqlite"} {
-		t.Run(database, func(t *testing.T) { testManagement(t, "") })
-	}
+	t.Run("sqlite", func(t *testing.T) { testManagement(t, "") })
+	t.Run("postgres", func(t *testing.T) { testManagement(t, postgres(t)) })
 }
 
 func testManagement(t *testing.T, options string) {
@@ -218,10 +255,7 @@ func testManagement(t *testing.T, options string) {
 	if required := s.call(t, 200, "GET", "/v1/setup", nil)["required"]; required != true {
 		t.Fatalf("set-up required: %v", required)
 	}
-	first := s.call(t, 201, "POST", "/v1/setup", object{
-		"setup_token": setupToken, "email": "ops@example.com", "password": "a long enough password", "tenant": "Platform", "api_key": true,
-	})
-	s.key = first.at("api_key", "secret").(string)
+	s.firstRun(t)
 	operator := s.key
 	s.call(t, 409, "POST", "/v1/setup", object{"setup_token": setupToken, "email": "x@example.com", "password": "a long enough password", "tenant": "X"})
 
@@ -330,7 +364,7 @@ func testManagement(t *testing.T, options string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{s.key, token, "PRIVATE KEY", "a long enough password", setupToken} {
+	for _, secret := range []string{s.key, token, "PRIVATE KEY", firstPassword, setupToken} {
 		if bytes.Contains(audit, []byte(secret)) {
 			t.Errorf("the audit log has %.12s…", secret)
 		}

@@ -19,6 +19,7 @@ type process struct {
 	name string
 	cmd  *exec.Cmd
 	quit syscall.Signal // what it ends of, with status 0
+	dead bool           // the test has killed it
 
 	// exited is closed when the program has ended and all it wrote has been read.
 	exited chan struct{}
@@ -71,9 +72,19 @@ func (p *process) stop(t *testing.T) {
 	t.Helper()
 	p.terminate(t)
 	p.waitExit(t)
-	if state := p.cmd.ProcessState; !state.Success() {
+	if state := p.cmd.ProcessState; !state.Success() && !p.dead {
 		t.Errorf("%s ended with %v", p.name, state)
 	}
+}
+
+// kill ends the program as a power failure would, and waits until it has.
+func (p *process) kill(t *testing.T) {
+	t.Helper()
+	p.dead = true
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.waitExit(t)
 }
 
 // waitExit waits until the program has ended, and kills it if patience ends before.

@@ -82,12 +82,12 @@ func (c *config) settings() (settings, error) {
 }
 
 // open reads the config and opens its database: an existing one, unless it is to be made.
-func (c *config) open(ctx context.Context, make bool) (settings, *store.Store, error) {
+func (c *config) open(ctx context.Context, create bool) (settings, *store.Store, error) {
 	s, err := c.settings()
 	if err != nil {
 		return s, nil, err
 	}
-	opened, err := store.Open(ctx, store.Options{Driver: s.driver, Source: s.source, Log: slog.New(slog.DiscardHandler), Existing: !make})
+	opened, err := store.Open(ctx, store.Options{Driver: s.driver, Source: s.source, Log: slog.New(slog.DiscardHandler), Existing: !create})
 	if errors.Is(err, store.ErrMissing) {
 		err = fmt.Errorf("%w (is this the config of the service, and its user and environment?)", err)
 	}

@@ -68,26 +68,47 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 		api.WriteProblem(w, r, management.Errorf(management.Forbidden, "The edge face speaks TLS to peers that are not on this machine."))
 		return nil
 	}
-	if st := h.app.state(r.Context().Done()); st != nil {
-		if serving := st.serving.Load(); serving != nil {
-			face := serving.public
-			if h.Face == edgeFace {
-				face = serving.edge
-			}
-			if serving.answer(face, w, r) {
-				return nil
-			}
+	// Whether the process is alive is no question for a database.
+	alive := r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead)
+	wait := r.Context().Done()
+	if alive {
+		wait = already
+	}
+	// A server of an old config may still read a request when all else of the config has ended.
+	for app, before := h.app, (*App)(nil); app != nil && app != before; app, before = latest(), app {
+		if h.answer(app, wait, w, r) {
+			return nil
 		}
 	}
-	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+	if alive {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
-		io.WriteString(w, `{"status":"ok"}`+"\n") // the process is alive, and that is the question
+		io.WriteString(w, `{"status":"ok"}`+"\n")
 		return nil
 	}
 	api.WriteProblem(w, r, unavailable())
 	return nil
 }
+
+// answer has the service of an app answer, and reports false where it has none.
+func (h *Handler) answer(app *App, done <-chan struct{}, w http.ResponseWriter, r *http.Request) bool {
+	serving := app.service(done)
+	if serving == nil {
+		return false
+	}
+	face := serving.public
+	if h.Face == edgeFace {
+		face = serving.edge
+	}
+	return serving.answer(face, w, r)
+}
+
+// already is closed.
+var already = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // retryAfter is when clients are to try again while the database is away.
 const retryAfter = 2 * time.Second

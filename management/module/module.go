@@ -15,6 +15,7 @@
 package module
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -92,7 +93,7 @@ type App struct {
 
 	held    *state // set before started is closed
 	started chan struct{}
-	ended   sync.Once // held was released
+	ended   bool // held was released
 }
 
 // Database says where rows are kept.
@@ -172,7 +173,26 @@ func (a *App) Start() error {
 	}
 	a.held = held
 	close(a.started)
+	live.Lock()
+	defer live.Unlock()
+	live.apps = append(live.apps, a)
 	return nil
+}
+
+// live are the apps that have started and not been cleaned up: one, or two in the middle of a reload.
+var live struct {
+	sync.Mutex
+	apps []*App
+}
+
+// latest returns the last that started; nil: none is left.
+func latest() *App {
+	live.Lock()
+	defer live.Unlock()
+	if len(live.apps) == 0 {
+		return nil
+	}
+	return live.apps[len(live.apps)-1]
 }
 
 // Stop does nothing: servers of this config may still have requests, since Caddy stops apps in any order. See Cleanup.
@@ -180,32 +200,44 @@ func (*App) Stop() error { return nil }
 
 // Cleanup leaves the service to the next config, or ends it where there is none. Caddy calls it when all apps of the config have
 // stopped, and also where it never called Stop.
-func (a *App) Cleanup() (err error) {
-	if a.held != nil {
-		a.ended.Do(func() { err = a.held.release(a.log) })
+func (a *App) Cleanup() error {
+	if a.held == nil || a.ended {
+		return nil
 	}
-	return err
+	a.ended = true
+	live.Lock()
+	live.apps = slices.DeleteFunc(live.apps, func(other *App) bool { return other == a })
+	live.Unlock()
+	return a.held.release(a.log)
 }
 
-// startWait is how long a request waits for the app during a reload, when servers may begin before it.
+// startWait is how long a request waits for the service to begin: servers may begin before it, and it opens a database.
 const startWait = 5 * time.Second
 
-// state returns the running service; nil where the app does not start.
-func (a *App) state(done <-chan struct{}) *state {
+// service returns what serves; nil where nothing does.
+func (a *App) service(done <-chan struct{}) *service {
 	select {
 	case <-a.started:
-		return a.held
+		if serving := a.held.serving.Load(); serving != nil {
+			return serving
+		}
 	default:
 	}
 	timer := time.NewTimer(startWait)
 	defer timer.Stop()
-	select {
-	case <-a.started:
-		return a.held
-	case <-done:
-	case <-timer.C:
+	for _, step := range []func() <-chan struct{}{
+		func() <-chan struct{} { return a.started },
+		func() <-chan struct{} { return a.held.tried },
+	} {
+		select {
+		case <-step():
+		case <-done:
+			return nil
+		case <-timer.C:
+			return nil
+		}
 	}
-	return nil
+	return a.held.serving.Load()
 }
 
 // Interface guards.

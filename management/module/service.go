@@ -11,8 +11,10 @@ import (
 type service struct {
 	public, edge http.Handler
 
-	cutting context.Context // ends when requests must
-	cut     context.CancelFunc
+	endWaits func()          // has requests answered that only wait
+	cutting  context.Context // ends when requests must
+	cut      context.CancelFunc
+	forget   func() bool // the end of the process
 
 	mu      sync.Mutex    // guards what follows
 	n       int           // requests that are being answered
@@ -20,9 +22,14 @@ type service struct {
 	waiting chan struct{} // gets a value when n falls to 0
 }
 
-func newService(public, edge http.Handler) *service {
-	s := &service{public: public, edge: edge, waiting: make(chan struct{}, 1)}
-	s.cutting, s.cut = context.WithCancel(exiting)
+func newService(public, edge http.Handler, endWaits func()) *service {
+	s := &service{public: public, edge: edge, endWaits: endWaits, waiting: make(chan struct{}, 1)}
+	s.cutting, s.cut = context.WithCancel(context.Background())
+	// The process ends only when its servers have, which have to hear of it from here.
+	s.forget = context.AfterFunc(exiting, func() {
+		s.endWaits()
+		time.AfterFunc(exitDrain, s.cut)
+	})
 	return s
 }
 
@@ -54,16 +61,22 @@ func (s *service) leave() {
 	}
 }
 
-// How long a service that no config has any more goes on. Variables for tests.
-var (
-	drainLimit = 30 * time.Second // for edges that wait for a change: they ask to be held for 25 s
-	cutLimit   = 5 * time.Second  // for those that were told to end
+// drainLimit is how long requests may go on where no config has the service any more; a stream of events, which has no end, is
+// cut off then. A variable for tests.
+var drainLimit = 10 * time.Second
+
+// How long they may go on otherwise.
+const (
+	exitDrain = 2 * time.Second // where the process ends
+	cutLimit  = 5 * time.Second // of those that were cut off
 )
 
 // drain returns when no request is being answered any more, and how many were cut off for that. Until then new ones are taken:
 // servers of the old config may have some.
 func (s *service) drain() (cutOff int) {
 	defer s.cut()
+	defer s.forget()
+	s.endWaits()
 	limit := time.NewTimer(drainLimit)
 	defer limit.Stop()
 	for {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pqproxy/caddy-pqproxy/internal/id"
 	"github.com/pqproxy/caddy-pqproxy/management/api"
+	"github.com/pqproxy/caddy-pqproxy/management/dashboard"
 	"github.com/pqproxy/caddy-pqproxy/management/store"
 )
 
@@ -39,6 +40,8 @@ type state struct {
 
 	stop    context.CancelFunc
 	serving atomic.Pointer[service] // nil: not yet, or not any more
+	tried   chan struct{}           // closed when serving was set, or the first attempt to has failed
+	once    func()                  // closes tried, once
 }
 
 // acquire returns the service of these settings, begun if there is none. Who gets it calls release.
@@ -52,7 +55,8 @@ func acquire(s settings, log *zap.Logger) (*state, error) {
 		key += " " + k.signer.Public().ID() // the same file may have another key by now
 	}
 	held, known, err := states.LoadOrNew(key, func() (caddy.Destructor, error) {
-		st := &state{key: key, settings: s}
+		st := &state{key: key, settings: s, tried: make(chan struct{})}
+		st.once = sync.OnceFunc(func() { close(st.tried) })
 		st.log = slog.New(&logHandler{logs: &st.logs})
 		st.logs.add(log)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -107,6 +111,7 @@ var (
 func (st *state) run(ctx context.Context, k *keys) {
 	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
 		err := st.serve(ctx, k)
+		st.once()
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -136,13 +141,21 @@ func (st *state) serve(ctx context.Context, k *keys) error {
 	defer p.close()
 
 	a := api.New(p.plane, api.Options{ClientAddr: clientAddr, RateLimit: st.settings.rateLimit, Log: st.log})
-	serving := newService(a.Public(), a.Edge())
+	pages := dashboard.New(p.plane, dashboard.Options{
+		PublicURL: st.settings.plane.PublicURL, SignupOpen: st.settings.plane.SignupOpen, RateLimit: st.settings.rateLimit, ClientAddr: clientAddr, Log: st.log,
+	})
+	serving := newService(publicHandler(a, pages), a.Edge(), func() {
+		p.plane.EndWaits()
+		pages.Close()
+	})
 	st.serving.Store(serving)
+	st.once()
 	defer st.serving.Store(nil)
-	st.log.Info("management plane serves", "database", st.settings.driver, "signed", k.signer != nil, "master_keys", list(k.master.KeyIDs()))
-
 	host, _ := os.Hostname()
-	p.plane.Run(ctx, host+"/"+id.New().String())
+	instance := host + "/" + id.New().String()
+	st.log.Info("management plane serves", "database", st.settings.driver, "signed", k.signer != nil, "master_keys", list(k.master.KeyIDs()), "instance", instance)
+
+	p.plane.Run(ctx, instance)
 	if n := serving.drain(); n > 0 {
 		st.log.Warn("requests were cut off, since the management plane ends", "requests", n)
 	}
