@@ -284,3 +284,40 @@ func TestModulesAreListed(t *testing.T) {
 		}
 	}
 }
+
+// TestSecurityClaimsAreShown looks for every test that docs/security.md names: in the folder in front of it, else in the root.
+// The folder holds up to the next semicolon.
+func TestSecurityClaimsAreShown(t *testing.T) {
+	const page = "docs/security.md"
+	tests := make(map[string]bool)
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9_]+)\(`)
+	for _, f := range goFiles(t) {
+		if !f.isTest() {
+			continue
+		}
+		for _, match := range declared.FindAllStringSubmatch(read(t, path.Join(f.dir, f.name)), -1) {
+			tests[f.dir+": "+match[1]] = true
+		}
+	}
+	named := regexp.MustCompile("(?:([a-z0-9/]+): )?`((?:Test|Fuzz)[A-Za-z0-9_]+)`|(;)")
+	shown := 0
+	for n, line := range strings.Split(read(t, page), "\n") {
+		dir := "."
+		for _, match := range named.FindAllStringSubmatch(line, -1) {
+			if match[3] != "" {
+				dir = "."
+				continue
+			}
+			if match[1] != "" {
+				dir = match[1]
+			}
+			shown++
+			if !tests[dir+": "+match[2]] {
+				t.Errorf("%s:%d: there is no test %s in %s", page, n+1, match[2], dir)
+			}
+		}
+	}
+	if shown < 50 {
+		t.Errorf("%s names %d tests; is it still read as it is written?", page, shown)
+	}
+}
