@@ -119,6 +119,9 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 }
 
+// PID returns the ID of the first process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Running reports whether the first process has not ended.
 func (p *Process) Running() bool {
 	select {

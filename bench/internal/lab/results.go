@@ -19,15 +19,19 @@ type Cell struct {
 	Metrics []Metric // the first is the main figure
 }
 
-// Metric is one figure of a cell. Less is better where there is a limit.
+// Metric is one figure of a cell. Less is better where there is a limit, more where there is a floor; it has at most one.
 type Metric struct {
 	Key, Unit string
 	Limit     *float64 // the target: at most this, at the median; nil: none
 	Most      bool     // each single figure must keep it, not the median
+	Floor     *float64 // the target: at least this, at the median; nil: none
 }
 
 // AtMost makes a limit.
 func AtMost(v float64) *float64 { return &v }
+
+// AtLeast makes a floor.
+func AtLeast(v float64) *float64 { return &v }
 
 // Measurement is one line of the raw results.
 type Measurement struct {
@@ -157,17 +161,25 @@ func (f Figure) judged() float64 {
 	return f.Values.Median
 }
 
-// Target prints the limit.
+// Target prints the limit, or the floor.
 func (f Figure) Target() string {
-	if f.Limit == nil {
-		return "–"
+	switch {
+	case f.Limit != nil:
+		return "≤ " + Number(*f.Limit)
+	case f.Floor != nil:
+		return "≥ " + Number(*f.Floor)
 	}
-	return "≤ " + Number(*f.Limit)
+	return "–"
 }
 
 // Verdict judges at the digits that the table shows.
 func (f Figure) Verdict() string {
 	switch {
+	case f.Floor != nil:
+		if f.Values.Median >= *f.Floor {
+			return "met"
+		}
+		return "**not met**"
 	case f.Limit == nil:
 		return "–"
 	case f.judged() <= *f.Limit || Number(f.judged()) == Number(*f.Limit):

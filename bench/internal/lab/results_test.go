@@ -20,6 +20,8 @@ func TestVerdict(t *testing.T) {
 		{"met as the table shows it", Figure{Metric{Limit: AtMost(1.2)}, Spread{Median: 1.204}}, "met"},
 		{"not met", Figure{Metric{Limit: AtMost(1.2)}, Spread{Median: 1.21}}, "**not met**"},
 		{"none allowed", Figure{Metric{Limit: AtMost(0)}, Spread{Median: 1}}, "**not met**"},
+		{"enough", Figure{Metric{Floor: AtLeast(12000)}, Spread{Median: 12_000}}, "met"},
+		{"not enough", Figure{Metric{Floor: AtLeast(12000)}, Spread{Median: 11_999.7}}, "**not met**"},
 		{"one of many", Figure{Metric{Limit: AtMost(0), Most: true}, Spread{Median: 0, Most: 1}}, "**not met**"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
