@@ -90,6 +90,14 @@ func checkPair(chainPEM, keyPEM []byte, name string, now time.Time, roots *x509.
 	return cert, warnings, nil
 }
 
+// The largest keys that are worked with. A modulus of a million bits fits into a record, and reading such a key, or verifying what
+// it signed, takes a core for a minute. Roots may have twice what is allowed below them; the key of an RSA modulus as long as that
+// is below 10 KiB, of any other kind far below.
+const (
+	maxModulus  = 16384    // bits
+	maxKeyBytes = 16 << 10 // of a PEM block
+)
+
 // certificates reads PEM that holds nothing but certificates, at least one; text around them is allowed.
 func certificates(text []byte) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
@@ -105,6 +113,9 @@ func certificates(text []byte) ([]*x509.Certificate, error) {
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d cannot be read (%s); export it again", blocks, shorten(err.Error()))
+		}
+		if public, ok := cert.PublicKey.(*rsa.PublicKey); ok && public.N.BitLen() > maxModulus {
+			return nil, fmt.Errorf("certificate %d has an RSA key of %d bits, which nobody can use; use RSA of 2048 to 8192 bits, or an elliptic curve", blocks, public.N.BitLen())
 		}
 		all = append(all, cert)
 	}
@@ -142,6 +153,9 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	// RFC 1421 section 4.6.1.1, as OpenSSL encrypts PKCS #1 and SEC 1 keys.
 	if block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
 		return nil, errors.New("is encrypted, and there is nobody to ask for the passphrase; decrypt it with: openssl pkey -in KEY -out PLAIN")
+	}
+	if len(block.Bytes) > maxKeyBytes {
+		return nil, fmt.Errorf("holds a private key of %d bytes, which nobody can use; use RSA of 2048 to 8192 bits, or an elliptic curve", len(block.Bytes))
 	}
 	var key any
 	var err error

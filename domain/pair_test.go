@@ -452,3 +452,41 @@ func TestKeyFaultOfHugeRSA(t *testing.T) {
 		t.Error("an unknown kind of key was accepted")
 	}
 }
+
+// TestCheckPairRefusesOutsizedKeys: numbers of a million bits are refused before anything is done with them. They are no keys:
+// what takes a minute is finding that out.
+func TestCheckPairRefusesOutsizedKeys(t *testing.T) {
+	n := make([]byte, 1_200_000/8)
+	for i := range n {
+		n[i] = byte(i*i) | 1
+	}
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := func(name string) *x509.Certificate {
+		return &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour), DNSNames: []string{name}}
+	}
+	issue := func(name, parent string, public any) string {
+		der, err := x509.CreateCertificate(rand.Reader, subject(name), subject(parent), public, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	huge := issue("ca", "root", &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537})
+	leaf := issue("a.example.com", "ca", signer.Public())
+	key := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: n}))
+	_, _, err = CheckPair([]byte(leaf+huge), []byte(key), "a.example.com", time.Now())
+	var fields []string
+	for _, fault := range Errors(err) {
+		fields = append(fields, fault.Field)
+	}
+	if !slices.Equal(fields, []string{"certificate.chain_pem", "certificate.key_pem"}) || !strings.Contains(err.Error(), "which nobody can use") {
+		t.Errorf("the faults are %v", err)
+	}
+	d := &Domain{Name: "a.example.com", Upstreams: []Upstream{{Dial: "192.0.2.1:443", TLS: &UpstreamTLS{CAPEM: huge}}}}
+	if err := d.Normalize(Remote); err == nil || !strings.Contains(err.Error(), "ca_pem") {
+		t.Errorf("as the CA of an upstream: %v", err)
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strconv"
@@ -67,9 +66,6 @@ func (p *Plane) newPair(who *Principal, row *DomainRow, s *settings) (*Certifica
 
 // sealPair checks a pair for row. below is the field that the request's body is: see domainFaults.
 func (p *Plane) sealPair(row *DomainRow, chain, key, below string) (*CertificateRow, error) {
-	if err := refuse(outsized(chain, key, below)...); err != nil {
-		return nil, err
-	}
 	now := p.now()
 	cert, warnings, err := domain.CheckPair([]byte(chain), []byte(key), row.Name, now)
 	if err != nil {
@@ -86,50 +82,6 @@ func (p *Plane) sealPair(row *DomainRow, chain, key, below string) (*Certificate
 		Issuer: clip(printable(leaf.Issuer.String()), 512), Serial: serialText(leaf), SHA256: hex.EncodeToString(sum[:]), KeyType: keyTypeOf(leaf.PublicKey),
 		Names: clipNames(leaf.DNSNames), Warnings: warnings, NotBefore: leaf.NotBefore.UTC(), NotAfter: leaf.NotAfter.UTC(), CreatedAt: now,
 	}, nil
-}
-
-// The largest numbers of pairs that are worked with: clients refuse RSA keys of servers above 8192 bits, roots may have twice
-// that. The key of one is below 10 KiB, of any other kind far below.
-const (
-	mostModulus = 16384    // bits
-	mostKey     = 16 << 10 // bytes of a PEM block
-)
-
-// outsized returns the faults of a pair that would take too long to look into: a modulus of a million bits fits into a request, and
-// reading such a key, or verifying what it signed, takes a core for a minute, here and on every edge.
-func outsized(chain, key, below string) (faults []*Fault) {
-	at := func(member string) string {
-		if below != "" {
-			return "/" + member
-		}
-		return "/certificate/" + member
-	}
-	if hasHugeKey(chain) {
-		faults = append(faults, &Fault{at("chain_pem"), hugeKey})
-	}
-	for block, rest := pem.Decode([]byte(key)); block != nil; block, rest = pem.Decode(rest) {
-		if strings.HasSuffix(block.Type, "PRIVATE KEY") && len(block.Bytes) > mostKey {
-			faults = append(faults, &Fault{at("key_pem"), "has a private key of more than 16 KiB, which nobody can use"})
-			break
-		}
-	}
-	return faults
-}
-
-const hugeKey = "has an RSA key of more than 16384 bits, which nobody can use"
-
-// hasHugeKey reports whether one of the certificates has a key that takes too long to verify with.
-func hasHugeKey(certificates string) bool {
-	for block, rest := pem.Decode([]byte(certificates)); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			continue // package domain says so
-		}
-		if public, ok := cert.PublicKey.(*rsa.PublicKey); ok && public.N.BitLen() > mostModulus {
-			return true
-		}
-	}
-	return false
 }
 
 // serialText spells a serial number as browsers and openssl do.

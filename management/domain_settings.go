@@ -210,9 +210,6 @@ func (p *Plane) settingsFaults(d *domain.Domain) (faults []*Fault) {
 		if err := p.cfg.UpstreamPolicy.CheckDial(u.Dial); err != nil {
 			faults = append(faults, &Fault{"/upstreams/" + strconv.Itoa(i) + "/dial", deniedText(err)})
 		}
-		if u.TLS != nil && hasHugeKey(u.TLS.CAPEM) { // each handshake with the upstream would verify with it
-			faults = append(faults, &Fault{"/upstreams/" + strconv.Itoa(i) + "/tls/ca_pem", hugeKey})
-		}
 	}
 	if p.resolver.PublicSuffix(strings.TrimPrefix(d.Name, "*.")) {
 		faults = append(faults, &Fault{"/name", "is a name under which anybody can register names, so it is nobody's; give one below it"})
