@@ -19,7 +19,7 @@ import (
 
 // All of it works, on both databases, with the smallest numbers there can be: what is sent is what is found, nothing fails.
 func TestRun(t *testing.T) {
-	opts, err := parseOptions([]string{"-quick", "-domains", "300", "-records", "3000", "-out", filepath.Join(t.TempDir(), "out")})
+	opts, err := parseOptions([]string{"-quick", "-domains", "500", "-records", "3000", "-out", filepath.Join(t.TempDir(), "out")})
 	if err != nil {
 		t.Fatal(err)
 	}
