@@ -36,6 +36,9 @@ func (a *attempt) post(body []byte, header http.Header) ([]byte, error) {
 		return nil, a.broken(Unreachable, a.explain(err))
 	}
 	a.body = resp.Body
+	if err := a.ctx.Err(); err != nil { // the answer is to our hanging up, and came back faster than that did
+		return nil, a.broken(Unreachable, err)
+	}
 	if resp.StatusCode != http.StatusOK {
 		var said bytes.Buffer
 		resp.Body = struct {
