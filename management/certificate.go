@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -274,32 +275,62 @@ func (p *Plane) certificateOf(tx Tx, row *DomainRow) (*Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.certificateOfView(tx, views[0])
+	if row.Settings.Certificate.Source != domain.BYOC {
+		return views[0].shownCertificate(nil), nil
+	}
+	pair, err := tx.FindCertificate(row.ID)
+	if err != nil && !errors.Is(err, ErrNoRow) { // none: the domain is being deleted
+		return nil, err
+	}
+	return views[0].shownCertificate(pair), nil
 }
 
-func (p *Plane) certificateOfView(tx Tx, v *domainView) (*Certificate, error) {
+// certificatesOf asks the database once for all pairs.
+func (p *Plane) certificatesOf(tx Tx, rows []*DomainRow) ([]*Certificate, error) {
+	views, err := p.viewsOf(tx, rows)
+	if err != nil {
+		return nil, err
+	}
+	pairs := map[string]*CertificateRow{}
+	for some := range slices.Chunk(rows, 500) {
+		var own []string
+		for _, row := range some {
+			if row.Settings.Certificate.Source == domain.BYOC {
+				own = append(own, row.ID)
+			}
+		}
+		found, err := tx.FindCertificates(own)
+		if err != nil {
+			return nil, err
+		}
+		for _, pair := range found {
+			pairs[pair.DomainID] = pair
+		}
+	}
+	all := make([]*Certificate, len(views))
+	for i, v := range views {
+		all[i] = v.shownCertificate(pairs[v.row.ID])
+	}
+	return all, nil
+}
+
+// shownCertificate is the certificate of a domain, with its pair if it has one.
+func (v *domainView) shownCertificate(pair *CertificateRow) *Certificate {
 	row, axis := v.row, v.certificate()
 	c := &Certificate{
 		ID: string(CertificateID) + strings.TrimPrefix(row.ID, string(DomainID)), Domain: row.ID, Name: row.Name, Source: row.Settings.Certificate.Source,
 		State: axis.State, Detail: axis.Detail, NotAfter: axis.NotAfter, Issuer: clip(printable(v.edges.Certificate.Issuer), 512),
 		Names: []string{row.Name}, Warnings: []string{}, Version: row.Version,
 	}
-	if c.Source != domain.BYOC {
-		return c, nil
-	}
-	pair, err := tx.FindCertificate(row.ID)
-	if errors.Is(err, ErrNoRow) {
-		return c, nil // the domain is being deleted
-	}
-	if err != nil {
-		return nil, err
+	if pair == nil {
+		return c
 	}
 	c.ID, c.Issuer, c.Serial, c.SHA256, c.KeyType, c.Names = pair.ID, pair.Issuer, pair.Serial, pair.SHA256, pair.KeyType, pair.Names
 	c.NotBefore, c.NotAfter = moment(pair.NotBefore), moment(pair.NotAfter)
 	if pair.Warnings != nil {
 		c.Warnings = pair.Warnings
 	}
-	return c, nil
+	return c
 }
 
 // FindCertificates lists the tenant's certificates, pairs of its own and those that edges report. With within, those that
@@ -331,24 +362,13 @@ func (p *Plane) FindCertificates(ctx context.Context, who *Principal, within tim
 		}
 	}
 	err = p.store.View(ctx, func(tx Tx) error {
-		all = nil
 		rows, err := tx.FindDomains(filter)
 		if err != nil {
 			return err
 		}
 		rows, next = onePage(rows, page, key)
-		views, err := p.viewsOf(tx, rows)
-		if err != nil {
-			return err
-		}
-		for _, v := range views {
-			c, err := p.certificateOfView(tx, v)
-			if err != nil {
-				return err
-			}
-			all = append(all, c)
-		}
-		return nil
+		all, err = p.certificatesOf(tx, rows)
+		return err
 	})
 	return all, next, err
 }

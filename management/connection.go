@@ -198,9 +198,10 @@ func (p *Plane) findDomain(ctx context.Context, who *Principal, text string) (id
 		return "", "", InvalidField("?domain", "neither the ID nor the name of a domain")
 	}
 	err = p.store.View(ctx, func(tx Tx) error {
-		keys, err := tx.FindDomainKeys(who.TenantID, []string{name})
-		if len(keys) > 0 {
-			id, name = keys[0].ID, ""
+		asked := OwnedName{who.TenantID, name}
+		keys, err := tx.FindDomainKeys([]OwnedName{asked})
+		if key, ok := keys[asked]; ok {
+			id, name = key.ID, ""
 		}
 		return err
 	})

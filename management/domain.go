@@ -97,6 +97,8 @@ type DomainTx interface {
 	DeleteDomainsOfTenant(tenantID string, revision uint64, at time.Time) error
 	// FindDomainByID finds it if it is that tenant's; an empty tenantID: anybody's.
 	FindDomainByID(tenantID, id string) (*DomainRow, error)
+	// FindDomainsByID finds those that are there, of any tenants, by ID.
+	FindDomainsByID(ids []string) ([]*DomainRow, error)
 	FindDomainByName(tenantID, name string) (*DomainRow, error)
 	FindDomains(DomainFilter) ([]*DomainRow, error)
 	// FindDomainsByStatus returns domains of all tenants with IDs after the given one, by ID, at most limit.
@@ -127,6 +129,8 @@ type DomainTx interface {
 	// PutCertificate stores the pair of a domain, in place of the one before.
 	PutCertificate(*CertificateRow) error
 	FindCertificate(domainID string) (*CertificateRow, error)
+	// FindCertificates returns the pairs of at most 1,000 domains, without ChainPEM and Key.
+	FindCertificates(domainIDs []string) ([]*CertificateRow, error)
 	// DeleteCertificate removes a domain's pair; none is no error.
 	DeleteCertificate(domainID string) error
 	// FindSealedKeys returns IDs, domains and sealed keys alone, with IDs after the given one, by ID.

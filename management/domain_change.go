@@ -115,12 +115,12 @@ func (p *Plane) saveDomain(tx Tx, who *Principal, row *DomainRow, tenant *Tenant
 			return nil, err
 		}
 	}
-	return p.storeDomain(tx, row)
+	return p.storeDomain(tx, row, tenant)
 }
 
 // storeDomain derives the status of row and stores it.
-func (p *Plane) storeDomain(tx Tx, row *DomainRow) (*Domain, error) {
-	views, err := p.viewsOf(tx, []*DomainRow{row})
+func (p *Plane) storeDomain(tx Tx, row *DomainRow, read ...*Tenant) (*Domain, error) {
+	views, err := p.viewsOf(tx, []*DomainRow{row}, read...)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +167,9 @@ func (p *Plane) PatchDomain(ctx context.Context, who *Principal, id string, patc
 // patchedPair checks and seals the pair that a patch brings, before the change: other writers need not wait for that. It does
 // not depend on what may change meanwhile.
 func (p *Plane) patchedPair(ctx context.Context, who *Principal, id string, changes object, match Precondition) (pair *CertificateRow, err error) {
+	if _, given := changes["certificate"]; !given {
+		return nil, nil
+	}
 	var row *DomainRow
 	err = p.store.View(ctx, func(tx Tx) error {
 		_, row, err = p.changingDomain(tx, who, id, match)

@@ -2,6 +2,7 @@ package management
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -165,8 +166,12 @@ func (p *Plane) CheckDomain(ctx context.Context, who *Principal, id string) (d *
 			return found("domain", err)
 		}
 		row.Tries = 0 // somebody is at work on it
-		d, err = p.record(tx, who, row, result)
-		return err
+		views, err := p.record(tx, who, []*DomainRow{row}, []*seen{result})
+		if err != nil {
+			return err
+		}
+		d = views[0].shown()
+		return nil
 	})
 	return d, err
 }
@@ -201,32 +206,51 @@ func (p *Plane) look(ctx context.Context, row *DomainRow) *seen {
 	return result
 }
 
-// record puts what a check came to into row, draws the conclusions and stores it. The row is as it is now: it may have changed
-// while the check ran, and what is not the check's stays.
-func (p *Plane) record(tx Tx, who *Principal, row *DomainRow, result *seen) (*Domain, error) {
-	// Gone, or somebody has asked since. A check that seems to be much later was made by a clock that has been put back.
-	if since := row.Facts.CheckedAt.Sub(result.at); !row.DeletingAt.IsZero() || since > 0 && since < time.Minute {
-		return p.showRow(tx, row)
+// record puts what checks came to into rows, of different names, draws the conclusions and stores them. The rows are as they are
+// now: they may have changed while the checks ran, and what is not the check's stays.
+func (p *Plane) record(tx Tx, who *Principal, rows []*DomainRow, results []*seen) ([]*domainView, error) {
+	tenants := map[string]*Tenant{}
+	late := make([]bool, len(rows))
+	due := make([]time.Time, len(rows)) // of those that changed while the check ran: still, for what they are now
+	for i, row := range rows {
+		// Gone, or somebody has asked since. A check that seems to be much later was made by a clock that has been put back.
+		if since := row.Facts.CheckedAt.Sub(results[i].at); !row.DeletingAt.IsZero() || since > 0 && since < time.Minute {
+			late[i] = true
+			continue
+		}
+		if row.UpdatedAt.After(results[i].at) {
+			due[i] = row.DueAt
+		}
+		tenant := tenants[row.TenantID]
+		if tenant == nil {
+			var err error
+			if tenant, err = tx.FindTenant(row.TenantID); err != nil {
+				return nil, found("tenant", err)
+			}
+			tenants[row.TenantID] = tenant
+		}
+		row.Facts.take(results[i])
+		if err := p.decideOwnership(tx, who, row, tenant); err != nil {
+			return nil, err
+		}
 	}
-	changed := row.UpdatedAt.After(result.at) // while the check ran: it is still due, for what it is now
-	due := row.DueAt
-	tenant, err := tx.FindTenant(row.TenantID)
+	views, err := p.viewsOf(tx, rows, slices.Collect(maps.Values(tenants))...)
 	if err != nil {
-		return nil, found("tenant", err)
-	}
-	row.Facts.take(result)
-	if err := p.decideOwnership(tx, who, row, tenant); err != nil {
 		return nil, err
 	}
-	views, err := p.viewsOf(tx, []*DomainRow{row})
-	if err != nil {
-		return nil, err
+	for i, row := range rows {
+		if late[i] {
+			continue
+		}
+		p.settle(views[i])
+		if p.schedule(row); !due[i].IsZero() && due[i].Before(row.DueAt) {
+			row.DueAt = due[i]
+		}
+		if err := tx.UpdateDomain(row); err != nil {
+			return nil, err
+		}
 	}
-	p.settle(views[0])
-	if p.schedule(row); changed && !due.IsZero() && due.Before(row.DueAt) {
-		row.DueAt = due
-	}
-	return views[0].shown(), tx.UpdateDomain(row)
+	return views, nil
 }
 
 // take puts what was found in place of what was known. What could not be asked leaves what was known.

@@ -32,13 +32,3 @@ type EdgeUpstream struct {
 	Error string
 	Down  int // edges on which it is
 }
-
-// refreshReported derives the statuses of domains again, by the names that edges call them, in the transaction that stored
-// what an edge reported of them.
-func (p *Plane) refreshReported(tx Tx, names []string) error {
-	rows, err := tx.FindDomainsOwnedByName(names)
-	if err != nil {
-		return err
-	}
-	return p.refreshRows(tx, rows)
-}

@@ -202,7 +202,9 @@ func (s *site) patch(who *management.Principal, id, patch string) *management.Do
 // refresh has the statuses of names follow what edges said, as the edges' own work does.
 func (s *site) refresh(names ...string) {
 	s.t.Helper()
-	s.update(func(tx management.Tx) error { return management.RefreshReported(s.Plane, tx, names) })
+	if err := management.RefreshReported(s.Plane, s.t.Context(), names); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // actions checks that the audit log of a tenant has these actions, and every entry what was there before or after.

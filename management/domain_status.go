@@ -487,13 +487,16 @@ func (p *Plane) settle(v *domainView) bool {
 	return row.Status != status || !row.ActivatedAt.Equal(activated) || !row.CertificateNotAfter.Equal(notAfter)
 }
 
-// viewsOf reads what the states of domains depend on.
-func (p *Plane) viewsOf(tx Tx, rows []*DomainRow) ([]*domainView, error) {
+// viewsOf reads what the states of domains depend on, but for tenants that the caller has read.
+func (p *Plane) viewsOf(tx Tx, rows []*DomainRow, read ...*Tenant) ([]*domainView, error) {
 	states, err := p.edgeStates(tx, rows)
 	if err != nil {
 		return nil, err
 	}
 	tenants := map[string]*Tenant{}
+	for _, tenant := range read {
+		tenants[tenant.ID] = tenant
+	}
 	views := make([]*domainView, len(rows))
 	for i, row := range rows {
 		tenant := tenants[row.TenantID]

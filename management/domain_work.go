@@ -3,6 +3,7 @@ package management
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,7 +28,7 @@ const (
 	checksSide    = 64  // at a time
 	checksInTurn  = 512 // until due ones are looked for again
 	checksOfOne   = 16  // of one tenant in a turn
-	checksInWrite = 64  // of which the results are stored in one transaction
+	checksInWrite = 16  // of which the results are stored in one transaction: people wait for theirs meanwhile
 	walkedInATurn = 2000
 
 	// startsFor is how long checks are begun until the lease has to be prolonged: those begun last take workTime more.
@@ -74,33 +75,52 @@ func (p *Plane) checkRows(ctx context.Context, rows []*DomainRow, until time.Tim
 	if err := ctx.Err(); err != nil {
 		return err // the service ends: what was asked for is not known
 	}
-	for from := 0; from < len(rows); from += checksInWrite {
-		to := min(from+checksInWrite, len(rows))
-		if err := p.recordAll(ctx, rows[from:to], results[from:to]); err != nil {
-			return err
+	byID := make(map[string]*seen, len(rows))
+	for i, result := range results {
+		if result != nil { // else not begun
+			byID[rows[i].ID] = result
+		}
+	}
+	rows = slices.DeleteFunc(rows, func(row *DomainRow) bool { return byID[row.ID] == nil })
+	for len(rows) > 0 {
+		var ids []string
+		if ids, rows = someNames(rows, checksInWrite); len(ids) > 0 {
+			if err := p.recordChecks(ctx, ids, byID); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (p *Plane) recordAll(ctx context.Context, rows []*DomainRow, results []*seen) error {
-	return p.store.Update(ctx, func(tx Tx) error {
-		for i, row := range rows {
-			if results[i] == nil {
-				continue // not begun
-			}
-			now, err := tx.FindDomainByID("", row.ID)
-			if errors.Is(err, ErrNoRow) {
-				continue // deleted meanwhile
-			}
-			if err != nil {
-				return err
-			}
-			if _, err := p.record(tx, system, now, results[i]); err != nil {
-				return err
-			}
+// someNames splits the IDs of at most that many rows off, and the rest, so that none of those split off has the name of another:
+// what is decided of one may change its rival.
+func someNames(rows []*DomainRow, most int) (ids []string, rest []*DomainRow) {
+	names := make(map[string]bool)
+	for _, row := range rows {
+		if len(ids) == most || names[row.Name] {
+			rest = append(rest, row)
+			continue
 		}
-		return nil
+		names[row.Name] = true
+		ids = append(ids, row.ID)
+	}
+	return ids, rest
+}
+
+// recordChecks stores what the checks of some domains came to. Those that were deleted meanwhile are gone.
+func (p *Plane) recordChecks(ctx context.Context, ids []string, byID map[string]*seen) error {
+	return p.store.Update(ctx, func(tx Tx) error {
+		rows, err := tx.FindDomainsByID(ids)
+		if err != nil {
+			return err
+		}
+		results := make([]*seen, len(rows))
+		for i, row := range rows {
+			results[i] = byID[row.ID]
+		}
+		_, err = p.record(tx, system, rows, results)
+		return err
 	})
 }
 
@@ -169,16 +189,8 @@ func (p *Plane) walkStatuses(ctx context.Context) error {
 				if rows, err = tx.FindDomainsByStatus(status, p.domains.walk[status], some); err != nil {
 					return err
 				}
-				views, err := p.viewsOf(tx, rows)
-				if err != nil {
-					return err
-				}
-				for _, v := range views {
-					if p.settle(v) {
-						changed = append(changed, v.row.ID)
-					}
-				}
-				return nil
+				changed, err = p.unsettled(tx, rows)
+				return err
 			})
 			if err != nil {
 				return err
@@ -196,22 +208,29 @@ func (p *Plane) walkStatuses(ctx context.Context) error {
 	return nil
 }
 
+// unsettled returns the IDs of the domains of which what is stored of their state is not what is derived now.
+func (p *Plane) unsettled(tx Tx, rows []*DomainRow) (ids []string, err error) {
+	views, err := p.viewsOf(tx, rows)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range views {
+		if p.settle(v) {
+			ids = append(ids, v.row.ID)
+		}
+	}
+	return ids, nil
+}
+
 // refreshByID derives the statuses of domains again.
 func (p *Plane) refreshByID(ctx context.Context, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
 	return p.store.Update(ctx, func(tx Tx) error {
-		rows := make([]*DomainRow, 0, len(ids))
-		for _, id := range ids {
-			row, err := tx.FindDomainByID("", id)
-			if errors.Is(err, ErrNoRow) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			rows = append(rows, row)
+		rows, err := tx.FindDomainsByID(ids)
+		if err != nil {
+			return err
 		}
 		return p.refreshRows(tx, rows)
 	})

@@ -140,15 +140,19 @@ type EdgeTx interface {
 	// FindEdgeStates returns what edges that reported after since say of these names.
 	FindEdgeStates(names []string, since time.Time) (*EdgeStates, error)
 
-	// FindDomainKeys returns the domains of these names: of that tenant, or, where the tenant is empty, of whoever has proven the
-	// name.
-	FindDomainKeys(tenantID string, names []string) ([]DomainKey, error)
+	// FindDomainKeys returns the domains that have these names.
+	FindDomainKeys(names []OwnedName) (map[OwnedName]DomainKey, error)
 
-	// FindRemovedDomainKeys returns the domains that had these names last, of those that are no more while their tenant is: of
-	// that tenant or, where the tenant is empty, of whoever it was. They are remembered for a day.
-	FindRemovedDomainKeys(tenantID string, names []string) ([]DomainKey, error)
+	// FindRemovedDomainKeys returns the domains that had these names last, of those that are no more while their tenant is. They
+	// are remembered for a day.
+	FindRemovedDomainKeys(names []OwnedName) (map[OwnedName]DomainKey, error)
 
 	UsageTx
+}
+
+// OwnedName is a name as an edge calls it: of that tenant or, where the tenant is empty, of whoever has proven it.
+type OwnedName struct {
+	TenantID, Name string
 }
 
 // DomainKey says which domain a name is.

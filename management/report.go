@@ -164,17 +164,22 @@ func (p *Plane) ingest(who *Principal, r *edgereport.Report) *Ingest {
 }
 
 // resolve finds the domains that a report names, as they are now. States of names that nobody has are left out, so that no
-// edge can store more than there are domains; so are counters and records.
+// edge can store more than there are domains; so are counters and records. It asks the database once, or, where names are of
+// domains that were deleted, twice.
 func (p *Plane) resolve(tx Tx, in *Ingest, r *edgereport.Report) error {
-	wanted := make(map[string]map[string]bool) // names by tenant
+	wanted := make(map[OwnedName]struct{})
 	want := func(tenant, name string) {
-		names := wanted[tenant]
-		if names == nil {
-			names = make(map[string]bool)
-			wanted[tenant] = names
+		if tenant == "" || IsID(TenantID, tenant) { // else of another management plane, or a static domain's label
+			wanted[OwnedName{tenant, name}] = struct{}{}
 		}
-		names[name] = true
 	}
+	for i := range r.Counters {
+		want(r.Counters[i].Tenant, r.Counters[i].Domain)
+	}
+	for i := range r.Connections {
+		want(r.Connections[i].Tenant, r.Connections[i].Domain)
+	}
+	counted := slices.Collect(maps.Keys(wanted))
 	for i := range r.Rejected {
 		want("", r.Rejected[i].Name)
 	}
@@ -184,33 +189,21 @@ func (p *Plane) resolve(tx Tx, in *Ingest, r *edgereport.Report) error {
 	for i := range r.Upstreams {
 		want("", r.Upstreams[i].Domain)
 	}
-	for i := range r.Counters {
-		want(r.Counters[i].Tenant, r.Counters[i].Domain)
-	}
-	for i := range r.Connections {
-		want(r.Connections[i].Tenant, r.Connections[i].Domain)
-	}
-	found := make(map[owner]DomainKey)
-	for tenant, names := range wanted {
-		if tenant != "" && !IsID(TenantID, tenant) {
-			continue // of another management plane, or a static domain's label
-		}
-		keys, err := tx.FindDomainKeys(tenant, slices.Sorted(maps.Keys(names)))
-		if err != nil {
-			return err
-		}
-		for _, k := range keys {
-			found[owner{tenant, k.Name}] = k
-		}
-	}
-	known := func(name string) bool { _, ok := found[owner{"", name}]; return ok }
-	had, err := p.removedDomains(tx, r, func(tenant, name string) bool { _, ok := found[owner{tenant, name}]; return ok })
+	found, err := tx.FindDomainKeys(slices.Collect(maps.Keys(wanted)))
 	if err != nil {
 		return err
 	}
+	known := func(name string) bool { _, ok := found[OwnedName{"", name}]; return ok }
+	// Connections outlive their domain by as long as edges give them to end, and what they carried counts.
+	var had map[OwnedName]DomainKey
+	if gone := slices.DeleteFunc(counted, func(name OwnedName) bool { _, ok := found[name]; return ok }); len(gone) > 0 {
+		if had, err = tx.FindRemovedDomainKeys(gone); err != nil {
+			return err
+		}
+	}
 	find := func(tenant, name string) (key DomainKey, ok bool) {
-		if key, ok = found[owner{tenant, name}]; !ok {
-			key, ok = had[owner{tenant, name}]
+		if key, ok = found[OwnedName{tenant, name}]; !ok {
+			key, ok = had[OwnedName{tenant, name}]
 		}
 		return key, ok
 	}
@@ -244,38 +237,6 @@ func (p *Plane) resolve(tx Tx, in *Ingest, r *edgereport.Report) error {
 		}
 	}
 	return nil
-}
-
-// owner is whose a name is, as an edge calls it. Its tenant may be empty.
-type owner struct{ tenant, name string }
-
-// removedDomains finds the domains of which counters or records came after they had been deleted: connections outlive their domain
-// by as long as edges give them to end, and what they carried counts.
-func (p *Plane) removedDomains(tx Tx, r *edgereport.Report, known func(tenant, name string) bool) (map[owner]DomainKey, error) {
-	gone := make(map[string][]string)
-	want := func(tenant, name string) {
-		if !known(tenant, name) && (tenant == "" || IsID(TenantID, tenant)) {
-			gone[tenant] = append(gone[tenant], name)
-		}
-	}
-	for i := range r.Counters {
-		want(r.Counters[i].Tenant, r.Counters[i].Domain)
-	}
-	for i := range r.Connections {
-		want(r.Connections[i].Tenant, r.Connections[i].Domain)
-	}
-	had := make(map[owner]DomainKey)
-	for tenant, names := range gone {
-		slices.Sort(names)
-		keys, err := tx.FindRemovedDomainKeys(tenant, slices.Compact(names))
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range keys {
-			had[owner{tenant, k.Name}] = k
-		}
-	}
-	return had, nil
 }
 
 // Bounds of the times that edges give.
@@ -410,11 +371,29 @@ func (p *Plane) refreshTouched(ctx context.Context) error {
 		}
 	}
 	for names := range slices.Chunk(slices.Sorted(maps.Keys(again)), refreshBatch) {
-		if err := p.store.Update(ctx, func(tx Tx) error { return p.refreshReported(tx, names) }); err != nil {
+		if err := p.refreshReported(ctx, names); err != nil {
 			return err // the rest is found when the domains are checked next
 		}
 	}
 	return nil
+}
+
+// refreshReported derives the statuses of domains again, by the names that edges call them. Most stay as they are, which is seen
+// without keeping people from writing.
+func (p *Plane) refreshReported(ctx context.Context, names []string) error {
+	var changed []string
+	err := p.store.View(ctx, func(tx Tx) error {
+		rows, err := tx.FindDomainsOwnedByName(names)
+		if err != nil {
+			return err
+		}
+		changed, err = p.unsettled(tx, rows)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return p.refreshByID(ctx, changed)
 }
 
 // errEnough ends a loop.

@@ -14,11 +14,10 @@ type Purge struct {
 
 // Times of observations.
 const (
-	foldEvery   = 5 * time.Second
-	foldRows    = 500
+	foldEvery   = 15 * time.Second    // what was counted of a domain in many reports meanwhile becomes one change of its sums
+	foldFor     = 20 * time.Second    // until the lease has to be prolonged
 	observedFor = 30 * 24 * time.Hour // what was observed of a domain is kept so long after it was removed
 	purgeAgain  = time.Hour           // a purge is repeated for so long: a report may have been on its way
-	removeRows  = 2000                // at once, so that nobody waits long
 )
 
 // purgeDomain has what was observed of a domain removed in 30 days. It is called in the transaction that removes the domain.
@@ -26,14 +25,65 @@ func (p *Plane) purgeDomain(tx Tx, tenantID, domainID string) error {
 	return tx.InsertPurge(Purge{TenantID: tenantID, DomainID: domainID, Due: p.now().Add(observedFor)})
 }
 
-// foldUsage adds what edges reported to the sums.
-func (p *Plane) foldUsage(ctx context.Context) error {
+// pace is how background work shares the database: in each transaction it does what takes about paceTime, so that whoever waits for
+// that hardly notices, and then it rests half as long as it worked.
+type pace struct{ rows int } // of a transaction
+
+const (
+	paceTime  = 40 * time.Millisecond
+	paceLeast = 50
+	paceMost  = 2000
+)
+
+func newPace() *pace { return &pace{rows: 4 * paceLeast} }
+
+// rest is called after each transaction, with when it began.
+func (p *pace) rest(ctx context.Context, begun time.Time) error {
+	took := time.Since(begun)
+	switch {
+	case took > paceTime:
+		p.rows = max(p.rows*3/4, paceLeast)
+	case took < paceTime/2:
+		p.rows = min(p.rows*3/2, paceMost)
+	}
+	timer := time.NewTimer(took / 2)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// untilDone calls a task until it finds nothing more to do.
+func (p *pace) untilDone(ctx context.Context, task func() (int, error)) error {
 	for {
-		n, err := p.store.FoldUsage(ctx, Minute.floor(p.now().Add(-minutesKept)), foldRows)
-		if err != nil || n < foldRows {
+		begun := time.Now()
+		n, err := task()
+		if err != nil || n == 0 {
+			return err
+		}
+		if err := p.rest(ctx, begun); err != nil {
 			return err
 		}
 	}
+}
+
+// foldUsage adds what edges reported to the sums.
+func (p *Plane) foldUsage(ctx context.Context) error {
+	pace := newPace()
+	for until := time.Now().Add(foldFor); time.Now().Before(until); {
+		begun, rows := time.Now(), pace.rows
+		n, err := p.store.FoldUsage(ctx, Minute.floor(p.now().Add(-minutesKept)), rows)
+		if err != nil || n < rows {
+			return err
+		}
+		if err := pace.rest(ctx, begun); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // retain removes what is older than it may be.
@@ -49,39 +99,34 @@ func (p *Plane) retain(ctx context.Context) error {
 			return n, err
 		}
 	}
+	pace := newPace()
 	tasks := []func() (int, error){
 		func() (int, error) {
-			return p.store.DeleteConnectionsBefore(ctx, now.Add(-p.cfg.Retention.Connections), removeRows)
+			return p.store.DeleteConnectionsBefore(ctx, now.Add(-p.cfg.Retention.Connections), pace.rows)
 		},
-		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Minute, now.Add(-minutesKept), removeRows) }),
-		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Hour, usage, removeRows) }),
-		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Day, usage.Add(-24*time.Hour), removeRows) }),
+		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Minute, now.Add(-minutesKept), pace.rows) }),
+		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Hour, usage, pace.rows) }),
+		update(func(tx Tx) (int, error) { return tx.DeleteUsageBefore(Day, usage.Add(-24*time.Hour), pace.rows) }),
 		update(func(tx Tx) (int, error) { return 0, tx.DeleteDroppedBefore(usage) }),
-		update(func(tx Tx) (int, error) { return tx.DeleteEventsBefore(now.Add(-p.cfg.Retention.Audit), removeRows) }),
-		update(func(tx Tx) (int, error) { return tx.DeleteOldStates(removeRows) }),
+		update(func(tx Tx) (int, error) { return tx.DeleteEventsBefore(now.Add(-p.cfg.Retention.Audit), pace.rows) }),
+		update(func(tx Tx) (int, error) { return tx.DeleteOldStates(pace.rows) }),
 		update(func(tx Tx) (int, error) {
-			return tx.DeleteEdgesBefore(now.Add(-edgeKept), now.Add(-runsKept), removeRows)
+			return tx.DeleteEdgesBefore(now.Add(-edgeKept), now.Add(-runsKept), pace.rows)
 		}),
 	}
 	for _, task := range tasks {
-		for {
-			n, err := task()
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				break
-			}
+		if err := pace.untilDone(ctx, task); err != nil {
+			return err
 		}
 	}
-	return p.purge(ctx)
+	return p.purge(ctx, pace)
 }
 
 // purgesAtOnce bounds one round.
 const purgesAtOnce = 200
 
 // purge removes what was observed of tenants and domains that are gone.
-func (p *Plane) purge(ctx context.Context) error {
+func (p *Plane) purge(ctx context.Context, pace *pace) error {
 	now := p.now()
 	var due []Purge
 	err := p.store.View(ctx, func(tx Tx) (err error) {
@@ -92,18 +137,15 @@ func (p *Plane) purge(ctx context.Context) error {
 		return err
 	}
 	for _, one := range due {
-		for {
-			n, err := p.store.DeleteConnectionsOf(ctx, one.TenantID, one.DomainID, removeRows)
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				break
-			}
+		err := pace.untilDone(ctx, func() (int, error) {
+			return p.store.DeleteConnectionsOf(ctx, one.TenantID, one.DomainID, pace.rows)
+		})
+		if err != nil {
+			return err
 		}
-		for removed := 1; removed > 0; {
-			err := p.store.Update(ctx, func(tx Tx) (err error) {
-				if removed, err = tx.DeleteUsageOf(one.TenantID, one.DomainID, removeRows); err != nil || removed > 0 {
+		err = pace.untilDone(ctx, func() (removed int, err error) {
+			err = p.store.Update(ctx, func(tx Tx) (err error) {
+				if removed, err = tx.DeleteUsageOf(one.TenantID, one.DomainID, pace.rows); err != nil || removed > 0 {
 					return err
 				}
 				if one.Due.Add(purgeAgain).After(now) {
@@ -111,9 +153,10 @@ func (p *Plane) purge(ctx context.Context) error {
 				}
 				return tx.DeletePurge(one)
 			})
-			if err != nil {
-				return err
-			}
+			return removed, err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

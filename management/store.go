@@ -58,6 +58,7 @@ type Tx interface {
 	IdentityTx
 	DomainTx
 	EdgeTx
+	OverviewTx
 }
 
 // IdempotencyTx is the part of Tx that remembers answers to requests with an Idempotency-Key.

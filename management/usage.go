@@ -149,11 +149,12 @@ type UsageSum struct {
 
 // UsageQuery selects sums of one tenant.
 type UsageQuery struct {
-	TenantID string
-	DomainID string // empty: all
-	Domain   string // a name in normal form; empty: all
-	Step     Step
-	From, To time.Time // on bounds of steps
+	TenantID  string
+	DomainID  string   // empty: all
+	DomainIDs []string // at most 1,000; empty: all
+	Domain    string   // a name in normal form; empty: all
+	Step      Step
+	From, To  time.Time // on bounds of steps
 
 	ByStart  bool // one sum for each step, else one for all
 	ByDomain bool // one sum for each domain, else one for all

@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"strings"
 
 	"github.com/pqproxy/caddy-pqproxy/management"
 )
@@ -37,6 +38,25 @@ func (t *tx) FindCertificate(domainID string) (*management.CertificateRow, error
 		return nil, err
 	}
 	return &c, nil
+}
+
+// FindCertificates finds domains' pairs for a list, which shows neither chain nor key.
+func (t *tx) FindCertificates(domainIDs []string) (all []*management.CertificateRow, err error) {
+	if len(domainIDs) == 0 {
+		return nil, nil
+	}
+	args := make([]any, len(domainIDs))
+	for i, id := range domainIDs {
+		args[i] = id
+	}
+	err = t.each(`SELECT id, domain_id, tenant_id, issuer, serial, sha256, key_type, names, warnings, not_before, not_after, created_at
+		FROM certificates WHERE domain_id IN (?`+strings.Repeat(`, ?`, len(args)-1)+`)`, args, func(rows *sql.Rows) error {
+		var c management.CertificateRow
+		all = append(all, &c)
+		return rows.Scan(&c.ID, &c.DomainID, &c.TenantID, &c.Issuer, &c.Serial, &c.SHA256, &c.KeyType, document{&c.Names}, document{&c.Warnings},
+			moment{&c.NotBefore}, moment{&c.NotAfter}, moment{&c.CreatedAt})
+	})
+	return all, err
 }
 
 // DeleteCertificate removes a domain's pair.

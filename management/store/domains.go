@@ -120,6 +120,15 @@ func (t *tx) FindDomainByID(tenantID, id string) (*management.DomainRow, error) 
 	return t.domain(`WHERE id = ? AND tenant_id = ?`, id, tenantID)
 }
 
+// FindDomainsByID finds claims.
+func (t *tx) FindDomainsByID(ids []string) ([]*management.DomainRow, error) {
+	comparison, list, err := t.anyOf(ids)
+	if err != nil {
+		return nil, err
+	}
+	return t.domains(`WHERE id`+comparison+` ORDER BY id`, list)
+}
+
 // FindDomainByName finds a tenant's claim of a name.
 func (t *tx) FindDomainByName(tenantID, name string) (*management.DomainRow, error) {
 	return t.domain(`WHERE tenant_id = ? AND name = ?`, tenantID, name)
@@ -185,21 +194,12 @@ func (t *tx) FindDomainOwner(name string) (*management.DomainRow, error) {
 const maxList = 1000
 
 // FindDomainsOwnedByName finds the proven claims of names.
-func (t *tx) FindDomainsOwnedByName(names []string) (all []*management.DomainRow, err error) {
-	for len(names) > 0 {
-		n := min(len(names), maxList)
-		args := make([]any, n)
-		for i, name := range names[:n] {
-			args[i] = name
-		}
-		some, err := t.domains(`WHERE proof <> '' AND name IN (?`+strings.Repeat(`, ?`, n-1)+`)`, args...)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, some...)
-		names = names[n:]
+func (t *tx) FindDomainsOwnedByName(names []string) ([]*management.DomainRow, error) {
+	comparison, list, err := t.anyOf(names)
+	if err != nil {
+		return nil, err
 	}
-	return all, nil
+	return t.domains(`WHERE proof <> '' AND name`+comparison, list)
 }
 
 // FindDomainRivals finds other tenants' unproven claims of a name.

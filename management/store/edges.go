@@ -202,82 +202,126 @@ func inChunks(names []string, fn func(marks string, args []any) error) error {
 	return nil
 }
 
-// FindDomainKeys finds domains by name.
-func (t *tx) FindDomainKeys(tenantID string, names []string) (keys []management.DomainKey, err error) {
-	err = inChunks(names, func(marks string, args []any) error {
-		where := `proof <> ''`
-		if tenantID != "" {
-			where = `tenant_id = ?`
-			if t.d.name == Postgres {
-				// It takes all tenants for equally large, and would read the ten thousand names of one rather than look up thirty.
-				where = `tenant_id || '' = ?`
-			}
-			args = append([]any{tenantID}, args...)
+// ownedNames is a table k of names for a query, and its arguments. PostgreSQL has one statement for any number of them, and one
+// text is quick for SQLite to take apart.
+func (t *tx) ownedNames(names []management.OwnedName) (table string, args []any, err error) {
+	if t.d.name == SQLite {
+		pairs := make([][2]string, len(names))
+		for i, n := range names {
+			pairs[i] = [2]string{n.TenantID, n.Name}
 		}
-		return t.each(`SELECT id, tenant_id, name FROM domains WHERE `+where+` AND name IN (`+marks+`)`, args, func(rows *sql.Rows) error {
-			var k management.DomainKey
-			err := rows.Scan(&k.ID, &k.TenantID, &k.Name)
-			keys = append(keys, k)
-			return err
-		})
+		list, err := text(pairs)
+		return `(SELECT value ->> 0 AS tenant_id, value ->> 1 AS name FROM json_each(?)) AS k`, []any{list}, err
+	}
+	tenants, texts := make([]string, len(names)), make([]string, len(names))
+	for i, n := range names {
+		tenants[i], texts[i] = n.TenantID, n.Name
+	}
+	return `unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[])) AS k(tenant_id, name)`, []any{tenants, texts}, nil
+}
+
+// domainKeys reads what a query says of names.
+func (t *tx) domainKeys(query string, args []any) (map[management.OwnedName]management.DomainKey, error) {
+	keys := make(map[management.OwnedName]management.DomainKey)
+	err := t.each(query, args, func(rows *sql.Rows) error {
+		var asked management.OwnedName
+		var k management.DomainKey
+		err := rows.Scan(&asked.TenantID, &k.ID, &k.TenantID, &k.Name)
+		asked.Name = k.Name
+		keys[asked] = k
+		return err
 	})
 	return keys, err
+}
+
+// FindDomainKeys finds domains name by name, each by the index that has just that: PostgreSQL takes all tenants for equally large,
+// and would read the ten thousand names of one rather than look up thirty.
+func (t *tx) FindDomainKeys(names []management.OwnedName) (map[management.OwnedName]management.DomainKey, error) {
+	table, args, err := t.ownedNames(names)
+	if err != nil {
+		return nil, err
+	}
+	one := func(where string) string {
+		if t.d.name == SQLite {
+			return ` CROSS JOIN domains AS d WHERE ` + where // in that order
+		}
+		return ` CROSS JOIN LATERAL (SELECT id, tenant_id, name FROM domains AS d WHERE ` + where + ` LIMIT 1) AS d WHERE TRUE`
+	}
+	const columns = `SELECT k.tenant_id, d.id, d.tenant_id, d.name FROM `
+	return t.domainKeys(columns+table+one(`d.tenant_id = k.tenant_id AND d.name = k.name`)+` AND k.tenant_id <> '' UNION ALL `+
+		columns+table+one(`d.name = k.name AND d.proof <> ''`)+` AND k.tenant_id = ''`, append(args, args...))
 }
 
 // FindRemovedDomainKeys finds domains in what the feed remembers of removals.
-func (t *tx) FindRemovedDomainKeys(tenantID string, names []string) (keys []management.DomainKey, err error) {
-	err = inChunks(names, func(marks string, args []any) error {
-		where := ``
-		if tenantID != "" {
-			where = ` AND f.tenant_id = ?`
-			args = append(args, tenantID)
-		}
-		return t.each(`SELECT f.domain_id, f.tenant_id, f.name FROM feed AS f JOIN tenants AS t ON t.id = f.tenant_id AND t.deleted_at IS NULL
-			WHERE f.removed AND f.name IN (`+marks+`)`+where, args, func(rows *sql.Rows) error {
-			var k management.DomainKey
-			err := rows.Scan(&k.ID, &k.TenantID, &k.Name)
-			keys = append(keys, k)
-			return err
-		})
-	})
-	return keys, err
+func (t *tx) FindRemovedDomainKeys(names []management.OwnedName) (map[management.OwnedName]management.DomainKey, error) {
+	table, args, err := t.ownedNames(names)
+	if err != nil {
+		return nil, err
+	}
+	return t.domainKeys(`SELECT k.tenant_id, f.domain_id, f.tenant_id, f.name FROM `+table+` CROSS JOIN feed AS f
+		JOIN tenants AS t ON t.id = f.tenant_id AND t.deleted_at IS NULL
+		WHERE f.name = k.name AND f.removed AND k.tenant_id IN (f.tenant_id, '')`, args)
 }
 
-// FindEdgeStates finds what edges say of names in their present life.
+// anyOf is what a column is compared with to be one of some texts, and the parameter of that.
+func (t *tx) anyOf(texts []string) (comparison string, arg any, err error) {
+	if t.d.name == SQLite {
+		list, err := text(texts)
+		return ` IN (SELECT value FROM json_each(?))`, list, err
+	}
+	return ` = ANY (CAST(? AS TEXT[]))`, texts, nil
+}
+
+// FindEdgeStates finds what edges say of names in their present life. It is one question, since it is asked wherever a domain is
+// shown or changed.
 func (t *tx) FindEdgeStates(names []string, since time.Time) (*management.EdgeStates, error) {
+	const (
+		rejected = iota
+		certificate
+		upstream
+	)
+	comparison, list, err := t.anyOf(names)
+	if err != nil {
+		return nil, err
+	}
+	var args []any
+	part := func(kind int, columns, table string) string {
+		args = append(args, list, since.UnixMicro())
+		// In that order of the tables: SQLite would begin with all edges.
+		return `SELECT ` + strconv.Itoa(kind) + `, s.edge AS edge, s.name AS name, ` + columns + ` FROM ` + table + ` AS s CROSS JOIN edges AS e
+			WHERE s.name` + comparison + ` AND e.name = s.edge AND e.epoch = s.epoch AND e.last_seen > ?`
+	}
+	const none = `0, CAST(NULL AS BIGINT)`
 	said := new(management.EdgeStates)
-	err := inChunks(names, func(marks string, args []any) error {
-		args = append(args, since.UnixMicro())
-		const from, where = ` AS s JOIN edges AS e ON e.name = s.edge AND e.epoch = s.epoch WHERE s.name IN (`, `) AND e.last_seen > ? ORDER BY s.name, s.edge`
-		err := t.each(`SELECT s.edge, s.name, s.field, s.detail FROM edge_rejected`+from+marks+where, args, func(rows *sql.Rows) error {
-			var r management.EdgeRejection
-			err := rows.Scan(&r.Edge, &r.Name, &r.Field, &r.Detail)
-			said.Rejected = append(said.Rejected, r)
-			return err
-		})
-		if err != nil {
+	err = t.each(part(rejected, `s.field, s.detail, '', '', `+none, `edge_rejected`)+` UNION ALL `+
+		part(certificate, `s.source, s.issuer, s.state, s.error, s.since, s.not_after`, `edge_certificates`)+` UNION ALL `+
+		part(upstream, `s.dial, s.error, '', '', `+none, `edge_upstreams`)+` ORDER BY name, edge`, args, func(rows *sql.Rows) error {
+		var kind int
+		var edge, name string
+		var texts [4]string
+		var since, notAfter time.Time
+		if err := rows.Scan(&kind, &edge, &name, &texts[0], &texts[1], &texts[2], &texts[3], moment{&since}, moment{&notAfter}); err != nil {
 			return err
 		}
-		err = t.each(`SELECT s.edge, s.since, s.name, s.source, s.issuer, s.not_after, s.state, s.error FROM edge_certificates`+from+marks+where, args,
-			func(rows *sql.Rows) error {
-				var c management.EdgeCertificateState
-				var notAfter time.Time
-				err := rows.Scan(&c.Edge, moment{&c.Since}, &c.Name, &c.Source, &c.Issuer, moment{&notAfter}, &c.State, &c.Error)
-				if !notAfter.IsZero() {
-					c.NotAfter = &notAfter
-				}
-				said.Certificates = append(said.Certificates, c)
-				return err
+		switch kind {
+		case rejected:
+			said.Rejected = append(said.Rejected, management.EdgeRejection{
+				Edge: edge, Rejected: edgereport.Rejected{Name: name, Field: texts[0], Detail: texts[1]},
 			})
-		if err != nil {
-			return err
+		case certificate:
+			c := management.EdgeCertificateState{Edge: edge, Since: since, CertificateState: edgereport.CertificateState{
+				Name: name, Source: texts[0], Issuer: texts[1], State: texts[2], Error: texts[3],
+			}}
+			if !notAfter.IsZero() {
+				c.NotAfter = &notAfter
+			}
+			said.Certificates = append(said.Certificates, c)
+		default:
+			said.Upstreams = append(said.Upstreams, management.EdgeUpstreamState{
+				Edge: edge, UpstreamState: edgereport.UpstreamState{Domain: name, Dial: texts[0], Error: texts[1]},
+			})
 		}
-		return t.each(`SELECT s.edge, s.name, s.dial, s.error FROM edge_upstreams`+from+marks+where, args, func(rows *sql.Rows) error {
-			var u management.EdgeUpstreamState
-			err := rows.Scan(&u.Edge, &u.Domain, &u.Dial, &u.Error)
-			said.Upstreams = append(said.Upstreams, u)
-			return err
-		})
+		return nil
 	})
 	return said, err
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -29,22 +28,26 @@ func inboxRows(in *management.Ingest) [][]any {
 	rows := make([][]any, len(in.Usage))
 	for i := range in.Usage {
 		u := &in.Usage[i]
-		detail, _ := text(u.Detail) // counts by words: nothing in it can fail
 		rows[i] = []any{
 			u.TenantID, u.ID, u.Name, u.Minute.UnixMicro(), u.Connections, u.BytesIn, u.BytesOut, u.Handshakes, u.PostQuantum, u.HelloRetries,
-			u.Refused, detail,
+			u.Refused, detailText(&u.Detail),
 		}
 	}
 	return rows
 }
 
-// FindUsage adds up what was folded and what was not yet, in one snapshot.
-func (t *tx) FindUsage(q *management.UsageQuery) (sums []management.UsageSum, err error) {
+// usageRows returns the query of the rows that a sum is made of: what was folded and what was not yet. Sums of all that a tenant has are
+// made of its own rows, where nothing else is asked for.
+func usageRows(q *management.UsageQuery) (query string, args []any) {
 	width := q.Step.Duration().Microseconds()
-	var args []any
+	one := q.DomainID != "" || len(q.DomainIDs) > 0
+	folded := `usage`
+	if !one && q.Domain == "" && !q.ByDomain && !q.Detail {
+		folded = `usage_totals`
+	}
 	part := func(from, start string, more string, moreArgs ...any) string {
 		tenant := `tenant_id`
-		if q.DomainID != "" {
+		if one && from == `usage` {
 			tenant = `COALESCE(tenant_id, '')` // by the index of the domain: SQLite keeps no statistics by which it would know better
 		}
 		where := ` WHERE ` + tenant + ` = ? AND ` + start + ` >= ? AND ` + start + ` < ?` + more
@@ -53,17 +56,36 @@ func (t *tx) FindUsage(q *management.UsageQuery) (sums []management.UsageSum, er
 			where += ` AND domain_id = ?`
 			args = append(args, q.DomainID)
 		}
+		if n := len(q.DomainIDs); n > 0 {
+			where += ` AND domain_id IN (?` + strings.Repeat(`, ?`, n-1) + `)`
+			for _, id := range q.DomainIDs {
+				args = append(args, id)
+			}
+		}
 		if q.Domain != "" {
 			where += ` AND domain = ?`
 			args = append(args, q.Domain)
 		}
-		begin := `start`
+		columns := `start`
 		if start == `minute` {
-			begin = fmt.Sprintf(`minute - minute %% %d AS start`, width)
+			columns = fmt.Sprintf(`minute - minute %% %d AS start`, width)
 		}
-		return `SELECT ` + begin + `, domain_id, domain, ` + sumColumns + `, detail FROM ` + from + where
+		if folded != `usage_totals` {
+			columns += `, domain_id, domain`
+		}
+		columns += `, ` + sumColumns
+		if q.Detail {
+			columns += `, detail` // else not: it is most of a row
+		}
+		return `SELECT ` + columns + ` FROM ` + from + where
 	}
-	both := part(`usage`, `start`, ` AND step = ?`, int(q.Step)) + ` UNION ALL ` + part(`usage_inbox`, `minute`, ``)
+	query = part(folded, `start`, ` AND step = ?`, int(q.Step)) + ` UNION ALL ` + part(`usage_inbox`, `minute`, ``)
+	return query, args
+}
+
+// FindUsage adds up what was folded and what was not yet, in one snapshot.
+func (t *tx) FindUsage(q *management.UsageQuery) (sums []management.UsageSum, err error) {
+	both, args := usageRows(q)
 	if q.Detail {
 		return t.findDetail(both, args)
 	}
@@ -125,18 +147,19 @@ func (h halves) sum() int64 {
 
 // findDetail adds up by start, with what is in documents.
 func (t *tx) findDetail(query string, args []any) (sums []management.UsageSum, err error) {
+	var detail details
 	err = t.each(`SELECT * FROM (`+query+`) AS u ORDER BY start`, args, func(rows *sql.Rows) error {
 		var s management.UsageSum
 		if err := rows.Scan(moment{&s.Start}, &s.DomainID, &s.Domain, &s.Connections, &s.BytesIn, &s.BytesOut, &s.Handshakes, &s.PostQuantum,
-			&s.HelloRetries, &s.Refused, document{&s.Detail}); err != nil {
+			&s.HelloRetries, &s.Refused, &detail); err != nil {
 			return err
 		}
 		if n := len(sums); n > 0 && sums[n-1].Start.Equal(s.Start) {
 			sums[n-1].Sums.Add(s.Sums)
-			sums[n-1].Detail.Add(s.Detail)
-			return nil
+		} else {
+			sums = append(sums, s)
 		}
-		sums = append(sums, s)
+		sums[len(sums)-1].Detail.Add(detail.Detail)
 		return nil
 	})
 	return sums, err
@@ -233,7 +256,7 @@ func (t *tx) foldUsage(from int64, limit int, at *sweepAt) (n int, err error) {
 			return 0, err
 		}
 	}
-	return n, nil
+	return n, t.addTotals(add)
 }
 
 var maxSum = strconv.Itoa(management.MaxSum)
@@ -246,13 +269,14 @@ func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usa
 	} else {
 		which = `n IN (` + which + `)`
 	}
+	var detail details
 	err = t.each(`DELETE FROM usage_inbox WHERE `+which+`
 		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{at.tenant, at.last, limit}, func(rows *sql.Rows) error {
 		var r usageRow
 		var domainID string
 		var minute int64
 		if err := rows.Scan(&r.tenantID, &domainID, &r.domain, &minute, &r.sums.Connections, &r.sums.BytesIn, &r.sums.BytesOut, &r.sums.Handshakes,
-			&r.sums.PostQuantum, &r.sums.HelloRetries, &r.sums.Refused, document{&r.detail}); err != nil {
+			&r.sums.PostQuantum, &r.sums.HelloRetries, &r.sums.Refused, &detail); err != nil {
 			return err
 		}
 		n++
@@ -268,7 +292,7 @@ func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usa
 				add[key] = row
 			}
 			row.sums.Add(r.sums)
-			row.detail.Add(r.detail)
+			row.detail.Add(detail.Detail)
 		}
 		return nil
 	})
@@ -291,13 +315,13 @@ func (t *tx) addUsage(keys []usageKey, add map[usageKey]*usageRow) error {
 	if t.d.name == Postgres {
 		query = `SELECT u.* FROM (` + values + `) AS k, LATERAL (` + row + same + ` LIMIT 1) AS u`
 	}
+	var detail details
 	err := t.each(query, args, func(rows *sql.Rows) error {
 		var k usageKey
-		var detail management.Detail
-		if err := rows.Scan(&k.domainID, &k.step, &k.start, document{&detail}); err != nil {
+		if err := rows.Scan(&k.domainID, &k.step, &k.start, &detail); err != nil {
 			return err
 		}
-		add[k].detail.Add(detail)
+		add[k].detail.Add(detail.Detail)
 		return nil
 	})
 	if err != nil {
@@ -307,13 +331,9 @@ func (t *tx) addUsage(keys []usageKey, add map[usageKey]*usageRow) error {
 	rows := make([][]any, len(keys))
 	for i, k := range keys {
 		r := add[k]
-		detail, err := json.Marshal(r.detail)
-		if err != nil {
-			return err
-		}
 		rows[i] = []any{
 			k.domainID, int(k.step), k.start, r.tenantID, r.domain, most(r.sums.Connections), most(r.sums.BytesIn), most(r.sums.BytesOut),
-			most(r.sums.Handshakes), most(r.sums.PostQuantum), most(r.sums.HelloRetries), most(r.sums.Refused), string(detail),
+			most(r.sums.Handshakes), most(r.sums.PostQuantum), most(r.sums.HelloRetries), most(r.sums.Refused), detailText(&r.detail),
 		}
 	}
 	var set []string
@@ -338,7 +358,11 @@ func (t *tx) DeleteUsageBefore(step management.Step, before time.Time, limit int
 	// step + 0 and start - 0 are what the index is made of that is for this alone.
 	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN
 		(SELECT domain_id, step, start FROM usage WHERE step + 0 = ? AND start - 0 < ? ORDER BY start - 0 LIMIT ?)`, int(step), before.UnixMicro(), limit)
-	return int(n), err
+	if err != nil {
+		return 0, err
+	}
+	totals, err := t.deleteTotalsBefore(step, before.UnixMicro(), limit)
+	return int(n) + totals, err
 }
 
 // DeleteDroppedBefore removes old counts.
@@ -348,18 +372,19 @@ func (t *tx) DeleteDroppedBefore(before time.Time) error {
 }
 
 // DeleteUsageOf removes sums, and what would become sums.
-func (t *tx) DeleteUsageOf(tenantID, domainID string, limit int) (int, error) {
+func (t *tx) DeleteUsageOf(tenantID, domainID string, limit int) (n int, err error) {
 	where, args := `tenant_id = ?`, []any{tenantID}
-	if domainID != "" {
+	if domainID == "" {
+		n, err = t.deleteTenantUsage(tenantID, limit)
+	} else {
 		where, args = `tenant_id = ? AND domain_id = ?`, []any{tenantID, domainID}
+		n, err = t.deleteDomainUsage(tenantID, domainID, limit)
 	}
-	args = append(args, limit)
-	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN (SELECT domain_id, step, start FROM usage WHERE `+where+` LIMIT ?)`, args...)
 	if err != nil {
 		return 0, err
 	}
-	inbox, err := t.exec(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox WHERE `+where+` LIMIT ?)`, args...)
-	return int(n + inbox), err
+	inbox, err := t.exec(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox WHERE `+where+` LIMIT ?)`, append(args, limit)...)
+	return n + int(inbox), err
 }
 
 // InsertPurge remembers what is to be removed.

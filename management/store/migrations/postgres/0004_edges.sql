@@ -111,6 +111,22 @@ CREATE INDEX usage_of_tenant ON usage (tenant_id, step, start);
 -- statistics, takes all indexes for equally good there, and would read those of everybody.
 CREATE INDEX usage_by_age ON usage ((step + 0), (start - 0));
 
+-- The sums of all domains of a tenant, which change together with those of each: a tenant may have ten thousand.
+CREATE TABLE usage_totals (
+	tenant_id     TEXT COLLATE "C" NOT NULL,
+	step          BIGINT NOT NULL,
+	start         BIGINT NOT NULL,
+	connections   BIGINT NOT NULL,
+	bytes_in      BIGINT NOT NULL,
+	bytes_out     BIGINT NOT NULL,
+	handshakes    BIGINT NOT NULL,
+	post_quantum  BIGINT NOT NULL,
+	hello_retries BIGINT NOT NULL,
+	refused       BIGINT NOT NULL,
+	PRIMARY KEY (tenant_id, step, start)
+);
+CREATE INDEX usage_totals_by_age ON usage_totals ((step + 0), (start - 0));
+
 -- Connection records that never came, by the hour in which an edge said so.
 CREATE TABLE record_drops (
 	hour    BIGINT NOT NULL,

@@ -28,6 +28,7 @@ CREATE TABLE events (
 CREATE INDEX events_of_tenant ON events (tenant_id, id);
 CREATE INDEX events_of_object ON events (object, id);
 CREATE INDEX events_by_age ON events (at);
+CREATE INDEX events_about_tenants ON events (id) WHERE action IN ('tenant.created', 'tenant.updated', 'tenant.deleted');
 
 CREATE TABLE replies (
 	credential   TEXT NOT NULL,
