@@ -30,7 +30,8 @@ func changePassword(c *ctx) error {
 
 // totpPage is the data of the page that turns one-time passwords on.
 type totpPage struct {
-	URI    template.URL // told once, by the POST that made the secret; else empty
+	URI    template.URL  // told once, by the POST that made the secret; else empty
+	QR     template.HTML // the URI as a picture; empty: it is too long for one
 	Secret string
 }
 
@@ -43,7 +44,7 @@ func beginTOTP(c *ctx) error {
 	}
 	var page totpPage
 	if u, err := url.Parse(uri); err == nil && u.Scheme == "otpauth" {
-		page = totpPage{template.URL(u.String()), u.Query().Get("secret")} //nolint:gosec // Plane made it, and the scheme is looked at
+		page = totpPage{template.URL(u.String()), qrSVG(u.String()), u.Query().Get("secret")} //nolint:gosec // Plane made it, and the scheme is looked at
 	}
 	return c.render("totp", "One-time passwords", page)
 }

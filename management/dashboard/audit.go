@@ -24,6 +24,7 @@ func auditRoutes() []route {
 const (
 	eventRows    = 20
 	eventChanges = 3   // of an event in the list
+	mostChanges  = 40  // of an event on its own page
 	valueShown   = 200 // bytes of a value
 )
 
@@ -82,7 +83,7 @@ func (page *auditPage) load(c *ctx) error {
 		}
 	}
 	page.API = apiPath("/v1/audit", asked...)
-	rows := c.pageOf(eventRows).Limit
+	rows := c.page(eventRows).Limit
 	filter.Limit = rows + 1 // one more tells whether there is a next page
 	events, err := c.plane.FindEvents(c.ctx, c.who, filter)
 	if err != nil {
@@ -167,7 +168,11 @@ func showEvent(c *ctx) error {
 	if err != nil {
 		return err
 	}
-	return c.render("event", words(strings.ReplaceAll(events[0].Action, ".", " ")), c.eventRow(events[0], names))
+	row := c.eventRow(events[0], names)
+	if row.More = len(row.Changes) - mostChanges; row.More > 0 {
+		row.Changes = row.Changes[:mostChanges]
+	}
+	return c.render("event", words(strings.ReplaceAll(events[0].Action, ".", " ")), row)
 }
 
 // changes compares two JSON objects, field by field.

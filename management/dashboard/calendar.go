@@ -1,9 +1,6 @@
 package dashboard
 
-import (
-	"fmt"
-	"time"
-)
+import "time"
 
 // calendar shows on which days something ends, for the template "calendar".
 type calendar struct {
@@ -21,8 +18,9 @@ type calendarMonth struct {
 
 // calendarDay is one day; Day 0: of another month.
 type calendarDay struct {
-	Day, Count       int
-	Text, URL, Class string // Class: late, soon, far, today
+	Day, Count  int
+	Month, Ends string // what is read beside Day and Count: "November 2026", "certificates end"
+	URL, Class  string // Class: late, soon, far, today
 }
 
 const soon = 14 * 24 * time.Hour
@@ -69,7 +67,7 @@ func oneDay(day, today time.Time, what string, count int, link func(time.Time) s
 	if count > 1 {
 		verb = "end"
 	}
-	d.Text = fmt.Sprintf("%s: %d %s %s", day.Format("2 January 2006"), count, what, verb)
+	d.Month, d.Ends = day.Format("January 2006"), what+" "+verb
 	switch {
 	case !day.After(today):
 		d.Class += " late"

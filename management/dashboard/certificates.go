@@ -14,7 +14,7 @@ func certificateRoutes() []route {
 }
 
 const (
-	certificateRows = 20
+	certificateRows = 15
 	calendarMonths  = 3
 	calendarMost    = 250 // certificates in the calendar
 )
@@ -26,6 +26,7 @@ type certificatesPage struct {
 	Next     string
 	Within   string // as it was asked for
 	Day      string // the one day that is shown; empty: all
+	More     int    // that end on that day and are left out
 	Calendar *calendar
 	Ended    int       // certificates that have ended, of those in the calendar
 	Until    time.Time // the calendar is complete up to then; zero: for all of its months
@@ -38,6 +39,8 @@ type certificateLine struct {
 	URL   string
 	Names string
 	Left  badge
+
+	Warning string
 }
 
 func showCertificates(c *ctx) error {
@@ -69,6 +72,9 @@ func (page *certificatesPage) load(c *ctx) error {
 				page.Rows = append(page.Rows, c.certificateLine(one, now))
 			}
 		}
+		if page.More = len(page.Rows) - certificateRows; page.More > 0 {
+			page.Rows = page.Rows[:certificateRows]
+		}
 		page.API = "/v1/certificates"
 		return nil
 	case page.Within != "":
@@ -78,7 +84,7 @@ func (page *certificatesPage) load(c *ctx) error {
 		}
 		within = time.Duration(days) * 24 * time.Hour
 	}
-	found, next, err := c.plane.FindCertificates(c.ctx, c.who, within, c.pageOf(certificateRows))
+	found, next, err := c.plane.FindCertificates(c.ctx, c.who, within, c.page(certificateRows))
 	if err != nil {
 		return err
 	}
@@ -122,11 +128,21 @@ func (c *ctx) certificateLine(one *management.Certificate, now time.Time) certif
 			line.URL = tab
 		}
 	}
-	const shown = 5
-	if names := slices.DeleteFunc(slices.Clone(one.Names), func(n string) bool { return n == one.Name }); len(names) > shown {
-		line.Names = strings.Join(names[:shown], ", ") + " and " + strconv.Itoa(len(names)-shown) + " more"
-	} else {
-		line.Names = strings.Join(names, ", ")
+	names := slices.DeleteFunc(slices.Clone(one.Names), func(n string) bool { return n == one.Name })
+	shown, letters := 0, 0
+	for shown < len(names) && shown < 5 && (shown == 0 || letters+len(names[shown]) <= 200) {
+		letters += len(names[shown])
+		shown++
+	}
+	line.Names = strings.Join(names[:shown], ", ")
+	if more := len(names) - shown; more > 0 {
+		line.Names += " and " + strconv.Itoa(more) + " more"
+	}
+	if len(one.Warnings) > 0 {
+		line.Warning = one.Warnings[0]
+		if more := len(one.Warnings) - 1; more > 0 {
+			line.Warning = brief(160, line.Warning) + " (and " + plural(more, "warning") + " more)"
+		}
 	}
 	line.Left = leftBadge(one.NotAfter, now)
 	return line

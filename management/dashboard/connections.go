@@ -22,7 +22,7 @@ func connectionRoutes() []route {
 
 const (
 	recordSpan = 24 * time.Hour // that is searched where no time is asked for
-	recordRows = 20             // a page: each has a picture
+	recordRows = 15             // a page: each has a picture
 )
 
 // recordsPage is the data of the explorer and of the tail.
@@ -66,7 +66,7 @@ func showConnections(c *ctx) error {
 	}
 	if err == nil {
 		var found []*management.Connection
-		found, page.Next, err = c.plane.FindConnections(c.ctx, c.who, q, c.pageOf(recordRows))
+		found, page.Next, err = c.plane.FindConnections(c.ctx, c.who, q, c.page(recordRows))
 		page.Rows = c.recordRows(found)
 	}
 	if page.Fault = c.filterFault(err, recordFields); err != nil && page.Fault == nil {
@@ -265,15 +265,6 @@ func recordFacts(r *management.Connection) []factGroup {
 		groups[i].Facts = slices.DeleteFunc(groups[i].Facts, func(f fact) bool { return f.Value == "" })
 	}
 	return slices.DeleteFunc(groups, func(g factGroup) bool { return len(g.Facts) == 0 })
-}
-
-// pageOf is page, where as many rows are shown as fit the page if none are asked for.
-func (c *ctx) pageOf(rows int) management.Page {
-	page := c.page()
-	if c.query("limit") == "" {
-		page.Limit = rows
-	}
-	return page
 }
 
 // pageURL returns a link to a page, empty where nothing is served there.

@@ -80,13 +80,13 @@ func (c *ctx) match() management.Precondition {
 	return management.Precondition(management.ETag(version))
 }
 
-// page returns which part of a list is asked for: 50 rows, or as many as limit says, to 200.
-func (c *ctx) page() management.Page {
-	limit, err := strconv.Atoi(c.query("limit"))
-	if err != nil || limit < 1 {
-		limit = 50
+// page returns which part of a list is asked for, at most so many rows: as many as keep the page below 60 KB, whatever is in them. The
+// parameter limit asks for less; for more there is the API.
+func (c *ctx) page(rows int) management.Page {
+	if limit, err := strconv.Atoi(c.query("limit")); err == nil && limit > 0 {
+		rows = min(rows, limit)
 	}
-	return management.Page{Limit: min(limit, 200), Cursor: c.query("cursor")}
+	return management.Page{Limit: rows, Cursor: c.query("cursor")}
 }
 
 // span returns the time that a page is about: from and to of the query, as RFC 3339, a date, or what <input type=datetime-local>
@@ -318,12 +318,13 @@ func (c *ctx) write() {
 	if c.out.plain {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 	}
-	h.Set("Content-Length", strconv.Itoa(len(c.out.body)))
+	body := c.encoded(h)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	control := http.NewResponseController(c.w)
 	bounded := control.SetWriteDeadline(time.Now().Add(writeTimeout)) == nil
 	c.w.WriteHeader(c.out.status)
 	if c.r.Method != http.MethodHead {
-		if _, err := c.w.Write(c.out.body); err != nil {
+		if _, err := c.w.Write(body); err != nil {
 			return // the client is gone
 		}
 	}

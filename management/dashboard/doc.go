@@ -17,7 +17,7 @@
 // A handler calls a method of c.plane with c.ctx and c.who, and returns an error as it came, or c.render("keys", "API keys", data) for a
 // GET, or c.flash(…) and c.redirect(path) for a POST. What is told once (secrets) is rendered from the POST itself. A POST that is refused
 // calls `again`, the GET's handler: the form is shown with what was typed, the faults at their fields, and the code's status. Parameters:
-// c.param("id"), c.query("q"), c.page(), c.span(day); forms: c.value("name"), c.body(text("name"), flag("suspended")), c.match().
+// c.param("id"), c.query("q"), c.page(25), c.span(day); forms: c.value("name"), c.body(text("name"), flag("suspended")), c.match().
 //
 // The template defines "main"; its dot is a *view, and .Data is what the handler gave. Layout, h1, navigation, flash come from layout.html.
 //
@@ -40,12 +40,18 @@
 //   - Tables that phones show as cards: <table class="cards" role="table">, rowgroup, row and cell roles, <th scope>, data-label on each td.
 //   - Live: <div data-live="{{$.URL "/keys/live"}}">{{template "part-keys" .}}</div> and {{template "live-state" .}}; "part-keys" is defined in the
 //     same file, and its route is {method: "GET", path: "/keys/live", endless: true, handle: live("keys", "part-keys", 2*time.Second, load)},
-//     where load returns what the page has as data. For a tail: c.stream, sendFragment("prepend", …), keep; data-live-max bounds the rows.
+//     where load returns what the page has as data. What data-live-say in the part has is said aloud when it changes. For a tail: c.stream,
+//     sendFragment("prepend", …), keep; data-live-max bounds the rows.
 //   - Nothing inline: no style=, no on…=, no <style>, no <script>. Headings go h1, h2, h3. Every input comes from "field". Never template.HTML of
 //     what came from outside. Nothing of a password, key or token in a page, but a new secret in the answer to the POST that made it.
 //
 // TestPages opens what is in the navigation and in the list in pages_test.go, and checks all of the above; call check for pages that need an ID.
 // harness_test.go has a browser for stories, story_test.go examples of them. templates/pages/settings.html and settings.go are a page to copy.
+//
+// TestDashboard of caddytest clicks through all of it in headless Chromium, against the real service with real edges: a violation of the policy,
+// a message in the console, a failed request, a shift of the layout, or anything that axe-core finds fails it. It leaves pictures of every page
+// in screenshots/ (desktop light, phone dark), which CI keeps: whoever changes a page looks at them. A new page goes into its list of pages, or
+// is looked at with b.look where the story comes by.
 //
 // # What holds it together
 //

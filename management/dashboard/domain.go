@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -32,17 +33,19 @@ func domainRoutes() []route {
 // domainPage is the data of every page about one domain: what they all have, and what each of them adds.
 type domainPage struct {
 	*management.Domain
-	Tabs  []tab
-	Setup bool   // it is a step of the wizard
-	Path  string // where its forms go
-	Edges []*management.Edge
-	Host  string // a name to try it by: of a wildcard one that it covers
+	Tabs      []tab
+	Setup     bool         // it is a step of the wizard
+	Path      string       // where its forms go
+	Edges     []domainEdge // those that are up, mostEdges at most
+	MoreEdges int          // that are not among them
+	Host      string       // a name to try it by: of a wildcard one that it covers
 
 	// Refusal says why a form was refused that is not on the page any more.
 	Refusal string
 
 	Plots       []*plot                       // overview
 	Report      *management.PostQuantumReport // overview, policy
+	Health      *healthFields                 // policy
 	Rows        []upstreamRow                 // upstreams
 	Probes      []upstreamProbe               // upstreams, after a probe
 	Advice      *advice                       // upstreams, after a probe
@@ -111,28 +114,35 @@ type domainSide struct {
 	management.Axis
 }
 
-// EdgesOf are the edges that are up, as operators see them: whether each has the domain's last change.
-func (p *domainPage) EdgesOf() []domainEdge {
-	var all []domainEdge
-	for _, e := range p.Edges {
-		if e.State == management.EdgeUp {
-			all = append(all, domainEdge{e, p.Revision > 0 && e.Revision >= p.Revision})
-		}
+// domainEdge is an edge, and what it has of the domain.
+type domainEdge struct{ *management.DomainEdge }
+
+// Called is what the page calls the edge: operators know it by its name, tenants by its number.
+func (e domainEdge) Called() string {
+	if e.Name != "" {
+		return e.Name
 	}
-	return all
+	return fmt.Sprintf("Edge %d", e.Number)
 }
 
-// domainEdge is an edge, and whether it has applied a domain's revision.
-type domainEdge struct {
-	*management.Edge
-	Applied bool
-}
-
-// Badge says so.
-func (e domainEdge) Badge() badge {
-	kind, text := "info", "has not heard of it yet"
-	if e.Applied {
+// Change says whether the edge has the last change.
+func (e domainEdge) Change() badge {
+	kind, text := "info", "not yet"
+	switch {
+	case e.Rejected != "":
+		kind, text = "bad", "refused"
+	case e.Applied:
 		kind, text = "ok", "has it"
+	}
+	b, _ := newBadge(kind, text) // the kinds are known
+	return b
+}
+
+// Held says whether the edge has a certificate.
+func (e domainEdge) Held() badge {
+	kind, text := "info", "not yet"
+	if e.Certificate {
+		kind, text = "ok", "has one"
 	}
 	b, _ := newBadge(kind, text) // the kinds are known
 	return b
@@ -141,12 +151,29 @@ func (e domainEdge) Badge() badge {
 // mostEdges is how many edges a page about one domain lists.
 const mostEdges = 20
 
-// addEdges adds what only operators see.
-func (c *ctx) addEdges(p *domainPage) (err error) {
-	if c.who.Require(management.Platform) == nil {
-		p.Edges, _, err = c.plane.FindEdges(c.ctx, c.who, management.Page{Limit: mostEdges})
+// addEdges adds what each edge has of the domain. Where there are many, those on which it is not live come first, and the rest is counted.
+func (c *ctx) addEdges(p *domainPage) error {
+	edges, err := c.plane.DomainEdges(c.ctx, c.who, p.ID)
+	if err != nil {
+		return err
 	}
-	return err
+	if len(edges) > mostEdges {
+		slices.SortStableFunc(edges, func(a, b *management.DomainEdge) int {
+			switch {
+			case a.Live() == b.Live():
+				return 0
+			case a.Live():
+				return 1
+			}
+			return -1
+		})
+		p.MoreEdges = len(edges) - mostEdges
+		edges = edges[:mostEdges]
+	}
+	for _, e := range edges {
+		p.Edges = append(p.Edges, domainEdge{e})
+	}
+	return nil
 }
 
 // loadDomain is the data of the part that is live.
@@ -200,6 +227,8 @@ func domainPlots(s *management.Series) []*plot {
 		times[i] = s.Start.Add(time.Duration(i) * time.Hour)
 	}
 	return []*plot{
+		{Title: "Traffic by hour", Kind: barPlot, Unit: bytesUnit, Times: times, Step: time.Hour,
+			Series: []series{{Name: "From clients", Values: values("bytes_in")}, {Name: "To clients", Values: values("bytes_out")}}},
 		{Title: "Handshakes by hour", Kind: barPlot, Times: times, Step: time.Hour,
 			Series: []series{{Name: "Post-quantum key exchange", Values: hybrid}, {Name: "Classical", Values: classical}}},
 		{Title: "How long handshakes took", Unit: secondsUnit, Times: times, Step: time.Hour,
@@ -247,11 +276,17 @@ func deleteDomain(c *ctx) error {
 
 // reportOf returns the report of a domain's last 24 hours; nil where it may not be read, or took too long.
 func (c *ctx) reportOf(d *management.Domain) (*management.PostQuantumReport, error) {
-	reports, err := c.lastDayOf([]*management.Domain{d})
-	if err != nil {
-		return nil, err
+	if c.who.Require(management.UsageRead) != nil || d.Revision == 0 {
+		return nil, nil
 	}
-	return reports[0], nil
+	ctx, cancel := context.WithTimeout(c.ctx, sharesTimeout)
+	defer cancel()
+	now := c.now()
+	report, err := c.plane.ReportPostQuantum(ctx, c.who, d.ID, now.Add(-24*time.Hour), now)
+	if err != nil && (ctx.Err() != nil || management.CodeOf(err) == management.Unavailable) {
+		return nil, c.ctx.Err()
+	}
+	return report, err
 }
 
 // recheck looks at a domain that somebody watches and that waits for DNS, if the last look is old enough: the background's next one may

@@ -15,15 +15,17 @@ type domainEvent struct {
 	*management.Event
 	By      string
 	Changed []changedMember
+	More    int // that are left out
 }
 
 // changedMember is a member of the object that is another after the change; empty: it was not there.
 type changedMember struct{ Name, Before, After string }
 
 const (
-	domainEvents   = 25
+	domainEvents   = 15
 	mostOfValue    = 160 // bytes
-	mostOfMembers  = 20
+	mostOfMembers  = 100
+	shownMembers   = 5
 	eventOfMyself  = "you"
 	eventOfService = "this service"
 )
@@ -53,7 +55,11 @@ func showDomainActivity(c *ctx) error {
 		case "system":
 			by = eventOfService
 		}
-		p.Events = append(p.Events, domainEvent{e, by, changedMembers(e.Before, e.After)})
+		one := domainEvent{Event: e, By: by, Changed: changedMembers(e.Before, e.After)}
+		if one.More = len(one.Changed) - shownMembers; one.More > 0 {
+			one.Changed = one.Changed[:shownMembers]
+		}
+		p.Events = append(p.Events, one)
 	}
 	return c.render("domain_activity", p.Name+": activity", p)
 }

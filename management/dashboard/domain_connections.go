@@ -13,7 +13,7 @@ type connectionRow struct {
 }
 
 const (
-	domainConnections     = 20 // rows: each has a picture
+	domainConnections     = 18 // rows: each has a picture
 	domainConnectionsSpan = 7 * 24 * time.Hour
 )
 
@@ -26,9 +26,7 @@ func showDomainConnections(c *ctx) error {
 	if err != nil {
 		return err
 	}
-	page := c.page()
-	page.Limit = min(page.Limit, domainConnections)
-	found, next, err := c.plane.FindConnections(c.ctx, c.who, management.ConnectionQuery{Domain: p.ID, From: from, To: to}, page)
+	found, next, err := c.plane.FindConnections(c.ctx, c.who, management.ConnectionQuery{Domain: p.ID, From: from, To: to}, c.page(domainConnections))
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package dashboard
 
 import (
 	"fmt"
+	"strconv"
 
+	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/management"
 )
 
@@ -30,6 +32,8 @@ func (p policyPages) show(c *ctx) error {
 	if page.Report, err = c.reportOf(page.Domain); err != nil {
 		return err
 	}
+	page.Health = newHealthFields(page.HealthCheck)
+	page.Health.Open = page.Health.Open || c.refusal != nil
 	return c.render(p.page, page.Name+": policy", page)
 }
 
@@ -39,6 +43,14 @@ func (p policyPages) save(c *ctx) error {
 	}
 	if !p.setup {
 		parts = append(parts, flag("suspended"))
+	}
+	switch {
+	case !c.form.Has("health_check.type"): // it is not of this form
+	case c.value("health_check.type") == "":
+		parts = append(parts, text("health_check").orNull()) // whatever the other fields have
+	default:
+		parts = append(parts, text("health_check.type"), text("health_check.interval").orNull(), text("health_check.timeout").orNull(),
+			number("health_check.rise").orNull(), number("health_check.fall").orNull())
 	}
 	d, err := c.plane.PatchDomain(c.ctx, c.who, c.param("id"), c.body(parts...), c.match())
 	if err != nil {
@@ -52,6 +64,28 @@ func (p policyPages) save(c *ctx) error {
 		return c.redirect("/domains/" + d.ID + p.next)
 	}
 	return c.redirect("/domains/" + d.ID + p.path)
+}
+
+// healthFields are those of the health check, as the form has them. All are empty where there is none.
+type healthFields struct {
+	Type, Interval, Timeout, Rise, Fall string
+	Open                                bool // all are to be seen
+}
+
+func newHealthFields(h *domain.HealthCheck) *healthFields {
+	if h == nil {
+		return new(healthFields)
+	}
+	return &healthFields{string(h.Type), h.Interval.String(), h.Timeout.String(), strconv.Itoa(h.Rise), strconv.Itoa(h.Fall), true}
+}
+
+// HealthText is the health check for who cannot change it.
+func (p *domainPage) HealthText() string {
+	h := p.HealthCheck
+	if h == nil {
+		return "off"
+	}
+	return fmt.Sprintf("%s every %s, for %s at most; up after %d, down after %d", h.Type, h.Interval, h.Timeout, h.Rise, h.Fall)
 }
 
 // PostQuantumOptions are the policies, each with what it means for this domain.

@@ -2,7 +2,6 @@ package dashboard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -29,22 +28,18 @@ type domainsRow struct {
 	PQ, Days badge
 }
 
-// domainsRows is how many the list shows unless it is asked otherwise: a page is to stay small.
 const domainsRows = 25
 
 func showDomains(c *ctx) error {
-	q := management.DomainQuery{Status: management.Status(c.query("status")), Q: c.query("q"), Page: c.page()}
+	q := management.DomainQuery{Status: management.Status(c.query("status")), Q: c.query("q"), Page: c.page(domainsRows)}
 	if q.Status != "" && !slices.Contains(management.Statuses, q.Status) {
 		return management.InvalidField("?status", "is no status of a domain")
-	}
-	if c.query("limit") == "" {
-		q.Page.Limit = domainsRows
 	}
 	domains, next, err := c.plane.FindDomains(c.ctx, c.who, q)
 	if err != nil {
 		return err
 	}
-	reports, err := c.lastDayOf(domains)
+	shares, err := c.lastDayOf(domains)
 	if err != nil {
 		return err
 	}
@@ -52,8 +47,10 @@ func showDomains(c *ctx) error {
 	for _, s := range management.Statuses {
 		page.Status = append(page.Status, option{Value: string(s), Text: words(s)})
 	}
-	for i, d := range domains {
-		page.Rows = append(page.Rows, domainsRow{d, shareBadge(d.PostQuantum, reports[i]), daysBadge(d, c.now())})
+	for _, d := range domains {
+		share, known := shares[d.ID]
+		known = known || shares != nil && d.Revision > 0
+		page.Rows = append(page.Rows, domainsRow{d, shareBadge(d.PostQuantum, share, known), daysBadge(d, c.now())})
 	}
 	return c.render("domains", "Domains", page)
 }
@@ -61,40 +58,37 @@ func showDomains(c *ctx) error {
 // sharesTimeout is how long a list waits for shares of post-quantum: it is good without.
 const sharesTimeout = 3 * time.Second
 
-// lastDayOf returns the reports of the last 24 hours of domains; nil for one that edges never had, or that took too long.
-func (c *ctx) lastDayOf(domains []*management.Domain) ([]*management.PostQuantumReport, error) {
-	reports := make([]*management.PostQuantumReport, len(domains))
+// lastDayOf returns the shares of post-quantum of the last 24 hours, of domains that had traffic; nil: they may not be read, or took too
+// long.
+func (c *ctx) lastDayOf(domains []*management.Domain) (map[string]management.PostQuantumShare, error) {
 	if c.who.Require(management.UsageRead) != nil {
-		return reports, nil
+		return nil, nil
+	}
+	ids := make([]string, len(domains))
+	for i, d := range domains {
+		ids[i] = d.ID
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, sharesTimeout)
 	defer cancel()
 	now := c.now()
-	err := inParallel(len(domains), func(i int) error {
-		if domains[i].Revision == 0 {
-			return nil
-		}
-		report, err := c.plane.ReportPostQuantum(ctx, c.who, domains[i].ID, now.Add(-24*time.Hour), now)
-		if err != nil && (ctx.Err() != nil || management.CodeOf(err) == management.Unavailable) {
-			return nil
-		}
-		reports[i] = report
-		return err
-	})
-	return reports, errors.Join(err, c.ctx.Err())
+	shares, err := c.plane.PostQuantumShares(ctx, c.who, ids, now.Add(-24*time.Hour), now)
+	if err != nil && (ctx.Err() != nil || management.CodeOf(err) == management.Unavailable) {
+		return nil, c.ctx.Err()
+	}
+	return shares, err
 }
 
-// shareBadge says how much of what came in the last day was post-quantum, and what the domain asks for. A nil report: nothing is known.
-func shareBadge(policy domain.PostQuantum, report *management.PostQuantumReport) badge {
+// shareBadge says how much of what came in the last day was post-quantum, and what the domain asks for.
+func shareBadge(policy domain.PostQuantum, share management.PostQuantumShare, known bool) badge {
 	kind, text := "off", "no traffic"
 	switch {
-	case report == nil:
+	case !known:
 		text = "unknown"
-	case report.Connections == 0:
-	case report.PostQuantum == report.Connections:
+	case share.Connections == 0:
+	case share.PostQuantum == share.Connections:
 		kind, text = "ok", "100 %"
-	case report.PostQuantum > 0:
-		kind, text = "info", formatPercent(report.Share)
+	case share.PostQuantum > 0:
+		kind, text = "info", formatPercent(share.Share())
 	default:
 		kind, text = "warn", "0 %"
 	}

@@ -19,8 +19,9 @@ func edgeRoutes() []route {
 }
 
 const (
-	mostCounted = 1000 // edges that are added up
-	edgeRows    = 40
+	mostCounted   = 1000 // edges that are added up
+	edgeRows      = 25
+	edgeTokenRows = 40
 )
 
 // edgesPage is the data of the list of edges.
@@ -63,7 +64,7 @@ func loadEdges(c *ctx) (any, error) {
 	for _, e := range all {
 		page.add(e)
 	}
-	found, next, err := c.plane.FindEdges(c.ctx, c.who, c.pageOf(edgeRows))
+	found, next, err := c.plane.FindEdges(c.ctx, c.who, c.page(edgeRows))
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ type edgeTokensPage struct {
 func showEdgeTokens(c *ctx) error { return c.renderEdgeTokens(edgeTokensPage{}) }
 
 func (c *ctx) renderEdgeTokens(page edgeTokensPage) (err error) {
-	if page.Rows, page.Next, err = c.plane.FindEdgeTokens(c.ctx, c.who, c.page()); err != nil {
+	if page.Rows, page.Next, err = c.plane.FindEdgeTokens(c.ctx, c.who, c.page(edgeTokenRows)); err != nil {
 		return err
 	}
 	return c.render("edge_tokens", "Edge tokens", page)

@@ -74,6 +74,9 @@ func (f *form) Conflict() bool {
 	return f.submitted && f.v.c.refusal != nil && f.v.c.refusal.Code == management.PreconditionFailed
 }
 
+// Refused reports whether this form, of all on the page, is shown again because of a fault.
+func (f *form) Refused() bool { return f.submitted }
+
 // Typed returns what was typed into a field that is not made by this form, or def.
 func (f *form) Typed(name, def string) string {
 	if f.submitted && !isSecret(name) {
@@ -185,6 +188,9 @@ func (f *form) field(kind, name, label string, pairs []any) (*field, error) {
 		if err != nil {
 			return nil, fmt.Errorf("field %s: %w", name, err)
 		}
+	}
+	if name == "name" && fl.Autocomplete == "" {
+		fl.Autocomplete = "off" // it is of a thing, and browsers would offer the person's
 	}
 	fl.Error = f.faultOf(pointerOf(name))
 	if f.submitted {

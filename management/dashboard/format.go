@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pqproxy/caddy-pqproxy/management"
 )
@@ -16,10 +17,21 @@ var functions = template.FuncMap{
 	"count": formatCount, "bytes": formatBytes, "percent": formatPercent, "seconds": formatSeconds, "join": strings.Join,
 	"badge": newBadge, "status": statusBadge, "axis": axisBadge, "pq": pqBadge, "edge": edgeBadge,
 	"empty": newEmpty, "options": newOptions, "progress": newProgress, "copy": newCopy, "steps": newSteps, "tabs": newTabs, "add": add,
-	"words": words, "object": newObject,
+	"words": words, "object": newObject, "brief": brief,
 }
 
 func add(a, b int) int { return a + b }
+
+// brief cuts a text that is longer than n bytes: rows of a list that strangers wrote texts for must not fill the page.
+func brief(n int, text string) string {
+	if len(text) <= n {
+		return text
+	}
+	for !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "…"
+}
 
 // formatCount writes a whole number with commas: 1,234,567.
 func formatCount(n any) (string, error) {

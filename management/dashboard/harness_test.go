@@ -279,19 +279,11 @@ func (p *seen) form(name string) (action string, values url.Values) {
 		case "textarea":
 			values.Add(field, strings.TrimPrefix(textOf(n), "\n"))
 		case "select":
-			chosen, first := "", ""
+			chosen, filled := "", false // the first, unless one is selected
 			for o := range n.Descendants() {
-				if o.Data == "option" {
-					if first == "" {
-						first = attr(o, "value")
-					}
-					if has(o, "selected") {
-						chosen = attr(o, "value")
-					}
+				if o.Data == "option" && (!filled || has(o, "selected")) {
+					chosen, filled = attr(o, "value"), true
 				}
-			}
-			if chosen == "" {
-				chosen = first
 			}
 			values.Add(field, chosen)
 		}

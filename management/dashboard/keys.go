@@ -46,7 +46,7 @@ type keyRow struct {
 func showKeys(c *ctx) error { return c.renderKeys(keysPage{}) }
 
 func (c *ctx) renderKeys(page keysPage) error {
-	keys, next, err := c.plane.FindAPIKeys(c.ctx, c.who, c.pageOf(keyRows))
+	keys, next, err := c.plane.FindAPIKeys(c.ctx, c.who, c.page(keyRows))
 	if err != nil {
 		return err
 	}

@@ -211,6 +211,8 @@ func (s *stream) write(text string) error {
 	if err := s.control.Flush(); err != nil {
 		return errStreamEnds
 	}
+	// Over HTTP/2 a deadline that passes ends the stream also where nothing is being written.
+	_ = s.control.SetWriteDeadline(time.Time{})
 	s.pinged = time.Now()
 	return nil
 }

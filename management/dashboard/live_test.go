@@ -168,3 +168,28 @@ func TestStreamsAreBounded(t *testing.T) {
 	s.close()
 	s.close()
 }
+
+// deadlines remembers the last deadline for writing.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	last time.Time
+	set  int
+}
+
+func (d *deadlines) SetWriteDeadline(at time.Time) error {
+	d.last = at
+	d.set++
+	return nil
+}
+
+// TestStreamLeavesNoDeadline: over HTTP/2 a deadline that passes ends the stream, also where nothing is being written.
+func TestStreamLeavesNoDeadline(t *testing.T) {
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	s := &stream{c: &ctx{w: w}, control: http.NewResponseController(w)}
+	if err := s.send("fragment", "1", []byte("<p>one</p>\n")); err != nil {
+		t.Fatal(err)
+	}
+	if w.set != 2 || !w.last.IsZero() {
+		t.Errorf("after %d settings the deadline is %v, want one while it writes and none afterwards", w.set, w.last)
+	}
+}

@@ -20,7 +20,7 @@ func memberRoutes() []route {
 }
 
 const (
-	memberRows  = 40
+	memberRows  = 20
 	mostMembers = 1000 // more than a tenant can have
 )
 
@@ -29,6 +29,7 @@ type membersPage struct {
 	Rows    []*management.Member
 	Next    string
 	Waiting []*management.Invitation
+	More    string   // leads to more of these
 	Roles   []option // that who looks can give
 	Invited *management.Invited
 	Link    string // of Invited: told once
@@ -37,11 +38,15 @@ type membersPage struct {
 func showMembers(c *ctx) error { return c.renderMembers(membersPage{}) }
 
 func (c *ctx) renderMembers(page membersPage) (err error) {
-	if page.Rows, page.Next, err = c.plane.FindMembers(c.ctx, c.who, c.pageOf(memberRows)); err != nil {
+	if page.Rows, page.Next, err = c.plane.FindMembers(c.ctx, c.who, c.page(memberRows)); err != nil {
 		return err
 	}
-	if page.Waiting, _, err = c.plane.FindInvitations(c.ctx, c.who, management.Page{Limit: 100}); err != nil { // more than can wait
+	var next string
+	if page.Waiting, next, err = c.plane.FindInvitations(c.ctx, c.who, management.Page{Limit: memberRows, Cursor: c.query("waiting")}); err != nil {
 		return err
+	}
+	if next != "" {
+		page.More = c.url("/members", "waiting", next)
 	}
 	page.Roles = c.roleOptions("")
 	return c.render("members", "Members", page)

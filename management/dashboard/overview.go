@@ -1,9 +1,6 @@
 package dashboard
 
 import (
-	"cmp"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
@@ -47,8 +44,7 @@ type attention struct {
 	More     []management.Status // there are more domains of these statuses than are shown
 	Expiring []*management.Certificate
 	Operator bool // the edges are the viewer's business
-	Up       int
-	Stale    []*management.Edge
+	Edges    management.EdgeSummary
 }
 
 // overviewDomain is a domain that does not go on by itself, or has not yet.
@@ -105,53 +101,23 @@ func loadAttention(c *ctx) (any, error) {
 	return &overviewPage{NoTenant: c.who.TenantID == "", attention: *found}, nil
 }
 
-// lastDay adds up the tenant's handshakes by hour. The report of each hour is one sum in the database, however many domains there are.
+// lastDay adds up the tenant's handshakes by hour.
 func (c *ctx) lastDay() (*traffic, error) {
-	const hours = 24
-	first := c.now().UTC().Truncate(time.Hour).Add(-(hours - 1) * time.Hour)
-	t := &traffic{Plot: &plot{Title: "Handshakes by hour, last 24 hours", Kind: barPlot, Step: time.Hour}}
-	hybrid, classical := make([]float64, hours), make([]float64, hours)
-	var mu sync.Mutex // guards the sums of t
-	err := inParallel(hours, func(i int) error {
-		from := first.Add(time.Duration(i) * time.Hour)
-		report, err := c.plane.ReportPostQuantum(c.ctx, c.who, "", from, from.Add(time.Hour))
-		if err != nil {
-			return err
-		}
-		hybrid[i], classical[i] = float64(report.PostQuantum), float64(report.Connections-report.PostQuantum)
-		mu.Lock()
-		defer mu.Unlock()
-		t.Handshakes += report.Connections
-		t.PostQuantum += report.PostQuantum
-		return nil
-	})
+	to := c.now().Truncate(time.Hour).Add(time.Hour)
+	hours, err := c.plane.PostQuantumByHour(c.ctx, c.who, to.Add(-24*time.Hour), to)
 	if err != nil {
 		return nil, err
 	}
-	for i := range hours {
-		t.Plot.Times = append(t.Plot.Times, first.Add(time.Duration(i)*time.Hour))
+	t := &traffic{Plot: &plot{Title: "Handshakes by hour, last 24 hours", Kind: barPlot, Step: time.Hour}}
+	var hybrid, classical []float64
+	for _, h := range hours {
+		t.Handshakes += h.Connections
+		t.PostQuantum += h.PostQuantum
+		t.Plot.Times = append(t.Plot.Times, h.Start)
+		hybrid, classical = append(hybrid, float64(h.PostQuantum)), append(classical, float64(h.Connections-h.PostQuantum))
 	}
 	t.Plot.Series = []series{{Name: "Post-quantum key exchange", Values: hybrid}, {Name: "Classical", Values: classical}}
 	return t, nil
-}
-
-// How much is looked up at a time for one page: enough to hide round trips to a database, little enough for other pages.
-const atOnce = 4
-
-// inParallel calls fn with 0 to n-1, a few at a time, waits for all, and returns the first error.
-func inParallel(n int, fn func(i int) error) error {
-	errs := make([]error, n)
-	places := make(chan struct{}, atOnce)
-	var all sync.WaitGroup
-	for i := range n {
-		places <- struct{}{}
-		all.Go(func() {
-			defer func() { <-places }()
-			errs[i] = fn(i)
-		})
-	}
-	all.Wait()
-	return cmp.Or(errs...)
 }
 
 // Statuses of domains that somebody may have to do something about, the worst first.
@@ -160,27 +126,23 @@ var unsettled = []management.Status{
 }
 
 const (
-	mostOfStatus  = 5
-	mostExpiring  = 8
-	mostStale     = 10
+	mostOfStatus  = 3
+	mostExpiring  = 5
+	mostStale     = 8
 	lookedThrough = 100 // certificates: those of six days are renewed in time, and left out
 )
 
 func (c *ctx) findAttention() (*attention, error) {
 	a := new(attention)
 	if c.who.TenantID != "" {
-		for _, status := range unsettled {
-			some, next, err := c.plane.FindDomains(c.ctx, c.who, management.DomainQuery{Status: status, Page: management.Page{Limit: mostOfStatus}})
-			if err != nil {
-				return nil, err
-			}
-			for _, d := range some {
-				if d.NextAction != nil { // else it has come on since its status was stored
-					a.Domains = append(a.Domains, overviewDomain{d})
-				}
-			}
-			if next != "" {
-				a.More = append(a.More, status)
+		some, more, err := c.plane.FindDomainsOf(c.ctx, c.who, unsettled, mostOfStatus)
+		if err != nil {
+			return nil, err
+		}
+		a.More = more
+		for _, d := range some {
+			if d.NextAction != nil { // else it has come on since its status was stored
+				a.Domains = append(a.Domains, overviewDomain{d})
 			}
 		}
 		certificates, _, err := c.plane.FindCertificates(c.ctx, c.who, endsSoon(domain.BYOC), management.Page{Limit: lookedThrough})
@@ -194,14 +156,11 @@ func (c *ctx) findAttention() (*attention, error) {
 		}
 	}
 	if a.Operator = c.who.Require(management.Platform) == nil; a.Operator {
-		edges, err := c.allEdges()
+		edges, err := c.plane.SummarizeEdges(c.ctx, c.who, mostStale)
 		if err != nil {
 			return nil, err
 		}
-		a.Up = len(edges)
-		a.Stale = slices.DeleteFunc(edges, func(e *management.Edge) bool { return e.State == management.EdgeUp })
-		a.Up -= len(a.Stale)
-		a.Stale = a.Stale[:min(len(a.Stale), mostStale)]
+		a.Edges = *edges
 	}
 	return a, nil
 }
@@ -212,19 +171,4 @@ func endsSoon(source domain.CertificateSource) time.Duration {
 		return 21 * 24 * time.Hour
 	}
 	return 48 * time.Hour
-}
-
-// allEdges returns the edges, at most 1,000.
-func (c *ctx) allEdges() (all []*management.Edge, err error) {
-	page := management.Page{Limit: 200}
-	for range 5 {
-		some, next, err := c.plane.FindEdges(c.ctx, c.who, page)
-		if err != nil {
-			return nil, err
-		}
-		if all, page.Cursor = append(all, some...), next; next == "" {
-			break
-		}
-	}
-	return all, nil
 }

@@ -65,6 +65,8 @@ func check(t *testing.T, s *site, page *seen) {
 	checkIDs(t, page)
 	checkLinks(t, s, page)
 	checkTables(t, page)
+	checkFolded(t, page)
+	checkLive(t, page)
 	size := len(page.body)
 	for _, f := range s.static.byURL {
 		size += len(f.plain)
@@ -301,6 +303,42 @@ func checkTables(t *testing.T, page *seen) {
 			}
 			if n.Data == "td" && !has(n, "data-label") {
 				t.Errorf("%s: <td> %q has no data-label", page.path, strings.TrimSpace(textOf(n)))
+			}
+		}
+	}
+}
+
+// checkFolded wants what a refusal says to be seen: no fault, and nothing that is wrong, in a part that is closed.
+func checkFolded(t *testing.T, page *seen) {
+	t.Helper()
+	for _, n := range page.all(func(n *html.Node) bool {
+		class := " " + attr(n, "class") + " "
+		return strings.Contains(class, " summary ") || strings.Contains(class, " error ") || has(n, "aria-invalid")
+	}) {
+		for p := range n.Ancestors() {
+			if p.Data == "details" && !has(p, "open") {
+				t.Errorf("%s: %q is folded away", page.path, strings.TrimSpace(textOf(n)))
+				break
+			}
+		}
+	}
+}
+
+// checkLive wants one place that says how the live parts are, which stays while they are replaced (WCAG 2.2, 4.1.3).
+func checkLive(t *testing.T, page *seen) {
+	t.Helper()
+	states := page.all(func(n *html.Node) bool { return has(n, "data-live-state") })
+	lives := page.all(func(n *html.Node) bool { return has(n, "data-live") })
+	if len(lives) > 0 && len(states) != 1 {
+		t.Errorf("%s: %d live parts and %d places that say how they are", page.path, len(lives), len(states))
+	}
+	for _, n := range states {
+		if attr(n, "role") != "status" {
+			t.Errorf("%s: how the live parts are is not said aloud", page.path)
+		}
+		for p := range n.Ancestors() {
+			if has(p, "data-live") {
+				t.Errorf("%s: how the live part is goes with it when it is replaced", page.path)
 			}
 		}
 	}

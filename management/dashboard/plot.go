@@ -20,6 +20,7 @@ type plot struct {
 	Series []series
 	Step   time.Duration // how long one value is for; 0: values are of moments
 	Max    float64       // the top of the axis is at least this; of shares 1
+	Bare   bool          // without the table: the page has one of the same figures
 }
 
 // series is one line, area, or part of the bars. NaN and Inf are gaps; what is missing at the end too.
@@ -52,7 +53,7 @@ const (
 	plotTop    = 24 // room for the highest tick's text
 	plotBottom = 28 // room for the times
 	plotSeries = 6  // as many colours there are
-	plotRows   = 120
+	plotRows   = 70
 )
 
 // format writes a value with its unit.
@@ -214,21 +215,29 @@ func (p *plot) drawAxes(out *strings.Builder, y func(float64) float64, top, step
 			fmt.Fprintf(out, `<text x="2" y="%s">%s</text>`, px(y(f)-4), html.EscapeString(p.Unit.tick(f)))
 		}
 	}
+	end := 0.0 // of the text before
 	for i, t := range p.timeTicks() {
-		x := p.x(t.at)
-		anchor, class := "middle", ""
+		x, wide := p.x(t.at), tickLetter*float64(len(t.text))
+		anchor, class, begin := "middle", "", x-wide/2
 		switch {
 		case x < 40:
-			anchor, x = "start", 2
+			anchor, x, begin = "start", 2, 2
 		case x > plotWidth-40:
-			anchor, x = "end", plotWidth-2
+			anchor, x, begin = "end", plotWidth-2, plotWidth-2-wide
 		}
+		if begin < end {
+			continue // it would be written over the one before
+		}
+		end = begin + wide + tickLetter
 		if i%2 == 1 {
 			class = ` class="minor"` // left out on phones
 		}
 		fmt.Fprintf(out, `<text%s x="%s" y="%d" text-anchor="%s">%s</text>`, class, px(x), plotHeight-6, anchor, html.EscapeString(t.text))
 	}
 }
+
+// tickLetter is how wide a letter of a tick is, about, in the units of the plot.
+const tickLetter = 7.0
 
 type timeTick struct {
 	at   time.Time
@@ -320,6 +329,8 @@ func (p *plot) drawBars(out *strings.Builder, y func(float64) float64) {
 	}
 	gap := min(4, width*0.15)
 	width = min(width, plotWidth)
+	wide := px(max(width-gap, 0.5))
+	paths := make([]strings.Builder, len(p.shown())) // one for each series: an element for each bar is most of a page
 	for i, t := range p.Times {
 		left := min(p.x(t), plotWidth-width)
 		if len(p.Times) == 1 {
@@ -333,8 +344,12 @@ func (p *plot) drawBars(out *strings.Builder, y func(float64) float64) {
 			}
 			bottom, top := y(sum), y(sum+f)
 			sum += f
-			fmt.Fprintf(out, `<rect class="bar s%d" x="%s" y="%s" width="%s" height="%s"/>`, n+1,
-				px(left+gap/2), px(top), px(max(width-gap, 0.5)), px(bottom-top))
+			fmt.Fprintf(&paths[n], "M%s %sh%sv%sh-%sz", px(left+gap/2), px(top), wide, px(bottom-top), wide)
+		}
+	}
+	for n := range paths {
+		if paths[n].Len() > 0 {
+			fmt.Fprintf(out, `<path class="bar s%d" d="%s"/>`, n+1, paths[n].String())
 		}
 	}
 }
@@ -413,7 +428,7 @@ type figures struct {
 
 // Rows are the figures, newest first; none where they would be a page of their own.
 func (p *plot) Rows() []figures {
-	if len(p.Times) > plotRows {
+	if p.Bare || len(p.Times) > plotRows {
 		return nil
 	}
 	layout := "2006-01-02 15:04"

@@ -15,11 +15,12 @@ func reportRoutes() []route {
 
 const (
 	reportSpan    = 30 * 24 * time.Hour
-	reportDays    = 31 // rows of the table
+	reportDays    = 28 // rows of the table
 	reportBars    = 62 // days in the plot; of more, weeks
-	reportClients = 15
-	reportNames   = 30 // domains in a list to choose from; of more, the name is typed
-	requireDays   = 7  // that the simulator looks back
+	reportClients = 10
+	reportNames   = 30   // domains in a list to choose from; of more, the name is typed
+	reportLetters = 2000 // in their names
+	requireDays   = 7    // that the simulator looks back
 
 	// requireAtOnce is up to how many handshakes the simulator runs unasked: it looks at records one by one, which of millions takes
 	// seconds that whoever came for the report should not wait.
@@ -96,10 +97,14 @@ func (page *postQuantumPage) load(c *ctx) error {
 		}
 		if next == "" && len(found) > 0 {
 			var names []string
+			letters := 0
 			for _, d := range found {
 				names = append(names, d.Name)
+				letters += len(d.Name)
 			}
-			page.Names = withAsked(page.Domain, "All domains", names...)
+			if letters <= reportLetters {
+				page.Names = withAsked(page.Domain, "All domains", names...)
+			}
 		}
 	}
 	from, to, err := c.span(reportSpan)
@@ -109,8 +114,8 @@ func (page *postQuantumPage) load(c *ctx) error {
 	if page.Report, err = c.plane.ReportPostQuantum(c.ctx, c.who, page.Domain, from, to); err != nil {
 		return err
 	}
-	page.Export = apiPath("/v1/reports/post-quantum", "domain", page.Domain, "from", from.Format(time.RFC3339), "to", to.Format(time.RFC3339))
-	page.draw(c)
+	page.Export = apiPath("/v1/reports/post-quantum", "domain", page.linked(chosen), "from", from.Format(time.RFC3339), "to", to.Format(time.RFC3339))
+	page.draw(c, chosen)
 	if page.Days == "" && page.Report.Connections > requireAtOnce {
 		return nil
 	}
@@ -136,8 +141,16 @@ func (c *ctx) domainOf(text string) (*management.Domain, error) {
 	return found[0], nil
 }
 
+// linked is what the rows' links call the domain: a long name in each would be most of the page.
+func (page *postQuantumPage) linked(chosen *management.Domain) string {
+	if chosen != nil && len(chosen.Name) > 2*len(chosen.ID) {
+		return chosen.ID
+	}
+	return page.Domain
+}
+
 // draw makes plot and table of the days.
-func (page *postQuantumPage) draw(c *ctx) {
+func (page *postQuantumPage) draw(c *ctx, chosen *management.Domain) {
 	quantum, classical := series{Name: "post-quantum"}, series{Name: "classical"}
 	p := &plot{Title: "Handshakes by day", Kind: barPlot, Step: 24 * time.Hour}
 	if len(page.Report.ByDay) > reportBars {
@@ -157,12 +170,13 @@ func (page *postQuantumPage) draw(c *ctx) {
 		quantum.Values[last] += float64(d.PostQuantum)
 		classical.Values[last] += float64(d.Connections - d.PostQuantum)
 		page.ByDay = append(page.ByDay, reportDay{d, d.Connections - d.PostQuantum,
-			c.url("/connections", "domain", page.Domain, "from", d.Day, "to", d.Day, "post_quantum", "false")})
+			c.url("/connections", "domain", page.linked(chosen), "from", d.Day, "to", d.Day, "post_quantum", "false")})
 	}
 	slices.Reverse(page.ByDay)
 	if page.Older = len(page.ByDay) - reportDays; page.Older > 0 {
 		page.ByDay = page.ByDay[:reportDays]
 	}
+	p.Bare = p.Step == 24*time.Hour // the table below has the newest days, and a shorter time the others
 	if p.Series = []series{quantum, classical}; len(p.Times) > 0 {
 		page.Plot = p
 	}
@@ -184,11 +198,11 @@ func (page *postQuantumPage) simulate(c *ctx, chosen *management.Domain) error {
 	if err != nil {
 		return err
 	}
-	part := &requirePart{RequireReport: report, API: apiPath("/v1/reports/require", "domain", page.Domain, "days", strconv.Itoa(days))}
+	part := &requirePart{RequireReport: report, API: apiPath("/v1/reports/require", "domain", page.linked(chosen), "days", strconv.Itoa(days))}
 	for _, r := range report.ByClient {
 		row := refusedRow{RefusedClient: r}
 		if r.Client != "" {
-			row.URL = c.url("/connections", "domain", page.Domain, "client_ip", r.Client, "post_quantum", "false", "from", report.From.Format(time.RFC3339))
+			row.URL = c.url("/connections", "domain", page.linked(chosen), "client_ip", r.Client, "post_quantum", "false", "from", report.From.Format(time.RFC3339))
 		}
 		part.Clients = append(part.Clients, row)
 	}

@@ -9,6 +9,7 @@ func settingsRoutes() []route {
 	return []route{
 		{method: "GET", path: "/settings", handle: showSettings},
 		{method: "POST", path: "/settings/tenant", scope: management.All, handle: renameTenant, again: showSettings},
+		{method: "POST", path: "/settings/leave", handle: leaveTenant, again: showSettings},
 		{method: "POST", path: "/settings/tenant/delete", scope: management.All, handle: deleteTenant, again: showSettings},
 	}
 }
@@ -23,6 +24,16 @@ func renameTenant(c *ctx) error {
 	}
 	c.flash("ok", "The tenant has its new name.")
 	return c.redirect("/settings")
+}
+
+// leaveTenant ends the user's own membership, whatever the role: /members is for those who may change others' too.
+func leaveTenant(c *ctx) error {
+	if err := c.plane.DeleteMember(c.ctx, c.who, c.who.UserID, ""); err != nil {
+		return err
+	}
+	c.setCookie(tenantCookie, "", -1)
+	c.flash("ok", "You have left the tenant.")
+	return c.seeOther("/settings")
 }
 
 func deleteTenant(c *ctx) error {

@@ -30,7 +30,7 @@ type tenantsPage struct {
 func showTenants(c *ctx) error { return c.renderTenants(tenantsPage{}) }
 
 func (c *ctx) renderTenants(page tenantsPage) (err error) {
-	if page.Rows, page.Next, err = c.plane.FindTenants(c.ctx, c.who, c.pageOf(tenantRows)); err != nil {
+	if page.Rows, page.Next, err = c.plane.FindTenants(c.ctx, c.who, c.page(tenantRows)); err != nil {
 		return err
 	}
 	return c.render("tenants", "Tenants", page)

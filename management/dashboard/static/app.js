@@ -51,6 +51,9 @@ addEventListener("pageshow", (event) => {
 
 document.querySelector("[data-focus]")?.focus();
 
+// On a phone the navigation scrolls sideways: to where we are.
+document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 // A menu closes with Escape and by a click elsewhere.
 document.addEventListener("keydown", (event) => {
   const menu = document.querySelector("details.menu[open]");

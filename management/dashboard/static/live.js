@@ -1,5 +1,5 @@
 // Parts of pages that change: <div data-live="/url">. The service sends events: "fragment" replaces what is in the part, "append" and
-// "prepend" add to it (at most data-live-max children), "gone" ends it. The browser opens the stream again when it breaks; where the
+// "prepend" add to it (at most data-live-max children), "gone" ends it. What data-live-say in it says is said aloud when it changes. The browser opens the stream again when it breaks; where the
 // service answers with an error, or streams do not get through, this script tries again, and meanwhile fetches the same URL as HTML.
 "use strict";
 
@@ -12,7 +12,10 @@ class Live {
     this.failures = 0;
     this.paused = part.hasAttribute("data-live-paused");
     this.id = "";
+    this.said = this.toSay();
   }
+
+  toSay() { return this.part.querySelector("[data-live-say]")?.dataset.liveSay; }
 
   start() {
     if (this.source || this.timer || this.paused || this.over || document.hidden) return;
@@ -73,6 +76,8 @@ class Live {
     this.part.innerHTML = html;
     for (const d of open) { const again = document.getElementById(d); if (again) again.open = true; }
     if (id) document.getElementById(id)?.focus({ preventScroll: true });
+    const now = this.toSay();
+    if (now !== this.said) say(this.said = now);
   }
 
   add(where, html, all) {
