@@ -85,6 +85,7 @@ func (b *bench) measure(ctx context.Context, name string) error {
 		{scenarioSingle, s.measureSingles},
 		{scenarioQuery, s.measureQueries},
 		{scenarioPoll, s.measurePolls},
+		{scenarioPages, s.measurePages},
 		{scenarioReports, s.measureReports},
 	} {
 		if !b.Wants(part.scenario + "/database=" + name) {

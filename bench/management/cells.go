@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 	"github.com/pqproxy/caddy-pqproxy/management/store"
 )
@@ -14,6 +16,7 @@ const (
 	scenarioSingle  = "scenario=single"
 	scenarioQuery   = "scenario=query"
 	scenarioPoll    = "scenario=poll"
+	scenarioPages   = "scenario=pages"
 	scenarioReports = "scenario=reports"
 )
 
@@ -23,6 +26,8 @@ const (
 	listTarget  = 50.0   // ms, p99
 	writeTarget = 100.0  // ms, p99, beside reports
 	pollTarget  = 1000.0 // ms, p99, from the answer to the edge
+	pageTarget  = 100.0  // ms, p95
+	sizeTarget  = 60.0   // KiB, of a page with styles and scripts
 )
 
 // cells lists everything that is measured, in the order of a run.
@@ -45,14 +50,14 @@ func cells() (all []lab.Cell) {
 				{Key: "bytes", Unit: "bytes, gzip"},
 			}})
 		for _, which := range []string{largeTenant, typicalTenant} {
-			all = append(all, lab.Cell{Name: scenarioList + of + "/tenant=" + which, Metrics: append(kindMetrics(listKinds, lab.AtMost(listTarget)), failed)})
+			all = append(all, lab.Cell{Name: scenarioList + of + "/tenant=" + which, Metrics: append(kindMetrics(listKinds, 99, lab.AtMost(listTarget)), failed)})
 		}
 		all = append(all, lab.Cell{Name: scenarioSingle + of, Metrics: []lab.Metric{
 			{Key: "get_p99_ms", Unit: "ms, GET of a domain, p99"}, {Key: "get_p50_ms", Unit: "ms, median"},
 			{Key: "patch_p99_ms", Unit: "ms, PATCH of a domain, p99"}, {Key: "patch_p50_ms", Unit: "ms, median"}, failed,
 		}})
 		for _, which := range []string{largeTenant, typicalTenant} {
-			all = append(all, lab.Cell{Name: scenarioQuery + of + "/tenant=" + which, Metrics: append(kindMetrics(queryKinds, nil), failed)})
+			all = append(all, lab.Cell{Name: scenarioQuery + of + "/tenant=" + which, Metrics: append(kindMetrics(queryKinds, 99, nil), failed)})
 		}
 		cpu := []lab.Metric{{Key: "plane_cores", Unit: "cores busy, management plane"}}
 		if database == store.Postgres {
@@ -69,6 +74,16 @@ func cells() (all []lab.Cell) {
 				{Key: "reports_per_s", Unit: "reports a second"},
 			}
 			all = append(all, lab.Cell{Name: scenarioPoll + of + "/" + reports, Metrics: append(append(metrics, cpu...), failed)})
+		}
+		for _, user := range pageUsers {
+			metrics := []lab.Metric{
+				{Key: "worst_p95_ms", Unit: "ms, the slowest page, p95", Limit: lab.AtMost(pageTarget)},
+				{Key: "worst_kib", Unit: "KiB, the largest page with styles and scripts", Limit: lab.AtMost(sizeTarget), Most: true},
+				{Key: "worst_sent_kib", Unit: "KiB, the largest as it is sent, with these"},
+				{Key: "static_kib", Unit: "KiB of styles and scripts"}, {Key: "static_sent_kib", Unit: "KiB of them as they are sent, once"},
+			}
+			metrics = append(metrics, kindMetrics(pageNames(pagesOf(user)), 95, lab.AtMost(pageTarget))...)
+			all = append(all, lab.Cell{Name: scenarioPages + of + "/user=" + user, Metrics: append(metrics, failed)})
 		}
 		metrics := []lab.Metric{
 			{Key: "records_per_s", Unit: "records a second", Floor: lab.AtLeast(float64(fullSize.ReportRate[database]))},
@@ -93,10 +108,11 @@ func cells() (all []lab.Cell) {
 	return all
 }
 
-// kindMetrics are the figures of kinds of requests.
-func kindMetrics(kinds [][2]string, limit *float64) (metrics []lab.Metric) {
+// kindMetrics are the figures of kinds of requests: a percentile, which is what the limit is for, and the median.
+func kindMetrics(kinds [][2]string, percentile int, limit *float64) (metrics []lab.Metric) {
 	for _, k := range kinds {
-		metrics = append(metrics, lab.Metric{Key: k[0] + "_p99_ms", Unit: "ms, " + k[1] + ", p99", Limit: limit},
+		p := fmt.Sprintf("p%d", percentile)
+		metrics = append(metrics, lab.Metric{Key: k[0] + "_" + p + "_ms", Unit: "ms, " + k[1] + ", " + p, Limit: limit},
 			lab.Metric{Key: k[0] + "_p50_ms", Unit: "ms, " + k[1] + ", median"})
 	}
 	return metrics

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/internal/edgereport"
 	"github.com/pqproxy/caddy-pqproxy/management"
+	"github.com/pqproxy/caddy-pqproxy/management/auth"
 	"github.com/pqproxy/caddy-pqproxy/management/store"
 )
 
@@ -55,6 +57,7 @@ func fill(ctx context.Context, d *database, s size, edges []*edge) (w *world, un
 		do   func(context.Context) error
 	}{
 		{fmt.Sprintf("%d tenants", s.Tenants), f.tenants},
+		{"people of some of them", f.people},
 		{fmt.Sprintf("%d domains", s.Domains), f.domains},
 		{fmt.Sprintf("their certificates on %d edges", holders), func(ctx context.Context) error { return f.certificates(ctx, edges) }},
 		{fmt.Sprintf("%d records", s.Records), func(ctx context.Context) error {
@@ -102,6 +105,37 @@ func (f *filler) tenants(ctx context.Context) error {
 			f.w.accounts[i] = account{id: tenant.ID, key: secret.Reveal()}
 		}
 		return nil
+	})
+}
+
+// typicalVisitors is how many typical tenants there are whose member looks at pages.
+const typicalVisitors = 5
+
+// people adds those who sign in: members of the large tenant and of typical ones, and an operator of the platform. They have one
+// password: to hash one for each would only take time.
+func (f *filler) people(ctx context.Context) error {
+	f.w.password = rand.Text()
+	hash, err := auth.NewPasswords(1).Hash(ctx, f.w.password)
+	if err != nil {
+		return err
+	}
+	f.w.visitors = make(map[string][]visitor)
+	return f.store.Update(ctx, func(tx management.Tx) error {
+		add := func(user string, account int) error {
+			row := &management.User{
+				ID: management.NewID(management.UserID), Email: fmt.Sprintf("%s-%d@example.com", user, account), Operator: user == platformOperator,
+				PasswordHash: hash, CreatedAt: f.now, UpdatedAt: f.now,
+			}
+			f.w.visitors[user] = append(f.w.visitors[user], visitor{row.Email, account})
+			return errors.Join(tx.InsertUser(row), tx.InsertMember(&management.Member{
+				TenantID: f.w.accounts[account].id, UserID: row.ID, Role: management.Owner, JoinedAt: f.now, Version: 1,
+			}))
+		}
+		err := errors.Join(add(largeTenant, 0), add(platformOperator, typicalAccount(typicalVisitors, f.size)))
+		for i := range typicalVisitors {
+			err = errors.Join(err, add(typicalTenant, typicalAccount(i, f.size)))
+		}
+		return err
 	})
 }
 
@@ -161,9 +195,16 @@ func (f *filler) domain(tx management.Tx, i int) error {
 				{Purpose: management.ForOwnership, Type: "TXT", Name: "_pqproxy." + name, Value: "pqproxy-verify=" + proofToken, Seen: []string{"pqproxy-verify=" + proofToken}, OK: true},
 			},
 		},
-		CertificateNotAfter: f.now.Add(60 * 24 * time.Hour), CreatedAt: f.now, UpdatedAt: f.now,
+		CertificateNotAfter: f.notAfter(i), CreatedAt: f.now, UpdatedAt: f.now,
 	}
 	if err := tx.InsertDomain(row); err != nil {
+		return err
+	}
+	event := &management.Event{
+		ID: management.NewID(management.EventID), Time: f.now, TenantID: tenant, Actor: "system", Action: "domain.created", Object: row.ID,
+		After: settings.AppendJSON(nil),
+	}
+	if err := tx.InsertEvent(event); err != nil {
 		return err
 	}
 	shown := settings.Clone()
@@ -172,6 +213,12 @@ func (f *filler) domain(tx management.Tx, i int) error {
 	return tx.PutFeedRecord(&management.FeedRecord{
 		Name: name, Revision: revision, DomainID: row.ID, TenantID: tenant, Settings: shown.AppendJSON(nil), Suspended: settings.Suspended,
 	})
+}
+
+// notAfter is when the certificate of a domain ends: they are of 90 days, and renewed when 30 are left.
+func (f *filler) notAfter(i int) time.Time {
+	const least, renewals = 30, 60 // days
+	return f.now.Truncate(time.Second).Add(24 * time.Hour * time.Duration(least+i*7%renewals))
 }
 
 // report has the management plane take a report.
@@ -188,10 +235,10 @@ func (f *filler) report(ctx context.Context, e *edge, b *edgereport.Builder, rev
 
 // certificates has a few edges say that they hold all certificates and have the set in force.
 func (f *filler) certificates(ctx context.Context, edges []*edge) error {
-	notAfter := f.now.Add(60 * 24 * time.Hour).Truncate(time.Second)
 	for _, e := range edges[:holders] {
 		b := new(edgereport.Builder)
-		for _, name := range f.w.names {
+		for i, name := range f.w.names {
+			notAfter := f.notAfter(i)
 			state := edgereport.CertificateState{Name: name, Source: "acme", Issuer: "Bench CA", NotAfter: &notAfter, State: edgereport.CertificateValid}
 			if b.AddCertificate(state) {
 				continue

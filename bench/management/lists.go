@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 )
 
 // kind is a kind of request that is measured by itself.
@@ -24,15 +26,19 @@ func (s *site) measureMix(ctx context.Context, kinds []kind, rate int, d time.Du
 		path, key := kinds[i%len(kinds)].path(i / len(kinds))
 		return s.plane.ask(ctx, http.MethodGet, path, key, nil, nil)
 	})
+	return byKind(samples, len(kinds), func(k int) string { return kinds[k].name })
+}
+
+// byKind splits samples of n kinds of requests, which took turns, into the times in ms of each kind and faults.
+func byKind(samples []lab.Sample, n int, name func(k int) string) (times map[string][]float64, faults []error) {
 	times = make(map[string][]float64)
 	for i, sample := range samples { // in the order in which they were due
-		name := kinds[i%len(kinds)].name
+		name := name(i % n)
 		if sample.Err != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", name, sample.Err))
 			continue
 		}
-		took := float64(sample.Took.Nanoseconds()) / 1e6
-		times[name] = append(times[name], took)
+		times[name] = append(times[name], lab.Milliseconds(sample.Took))
 	}
 	return times, faults
 }
@@ -48,8 +54,11 @@ func (s *site) accountOf(which string, i int) *account {
 	if which == largeTenant {
 		return &s.w.accounts[0]
 	}
-	return &s.w.accounts[1+i*7%(len(s.w.accounts)-1)]
+	return &s.w.accounts[typicalAccount(i, s.opts.Size)]
 }
+
+// typicalAccount is the number of a typical tenant, another one for each i.
+func typicalAccount(i int, s size) int { return 1 + i*7%(s.Tenants-1) }
 
 // measureLists asks for pages of domains and searches them.
 func (s *site) measureLists(ctx context.Context) error {

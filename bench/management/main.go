@@ -1,11 +1,11 @@
 //go:build linux
 
 // Command management measures the management plane through its own HTTP handlers: 100,000 domains of 1,000 tenants and
-// millions of connection records, on PostgreSQL and on SQLite. How soon edges have a change, what lists and searches take,
-// and how many records a second it takes in while people use it. It runs cmd/pqproxy as a process and PostgreSQL
+// millions of connection records, on PostgreSQL and on SQLite. How soon edges have a change, what lists, searches and pages of the
+// dashboard take, and how many records a second it takes in while people use it. It runs cmd/pqproxy as a process and PostgreSQL
 // beside it, and is the edges, the customers and the DNS.
 //
-//	go run ./bench/management                       # everything, both databases, about 35 minutes
+//	go run ./bench/management                       # everything, both databases, about 45 minutes
 //	go run ./bench/management -quick                # small numbers, to see that all of it works
 //	go run ./bench/management -run scenario=poll    # a part
 //	go run ./bench/management -database sqlite -minutes 2
@@ -58,6 +58,8 @@ type size struct {
 	Edges       int            `json:"edges"`        // that poll
 	ChangeRate  int            `json:"change_rate"`  // changes a second, while they do
 	PollSecs    int            `json:"poll_secs"`    // of each phase
+	PageRate    int            `json:"page_rate"`    // pages a second that people look at
+	PageSecs    int            `json:"page_secs"`    // of each user
 	ReportBatch int            `json:"report_batch"` // records of a report
 	ReportRate  map[string]int `json:"report_rate"`  // records a second that are wanted, by database
 	WriteRate   int            `json:"write_rate"`   // changes a second beside the reports
@@ -69,13 +71,13 @@ var (
 	fullSize = size{
 		Domains: 100_000, Tenants: 1000, Large: 10_000, Records: 5_000_000, Days: 13,
 		FeedRounds: 3, Deltas: 300, ListRate: 100, ListSecs: 40, SingleRate: 20, SingleSecs: 20, QueryRate: 10, QuerySecs: 60,
-		Edges: 200, ChangeRate: 10, PollSecs: 30, ReportBatch: 500, ReportRate: map[string]int{store.Postgres: 12_000, store.SQLite: 4000},
+		Edges: 200, ChangeRate: 10, PollSecs: 30, PageRate: 10, PageSecs: 90, ReportBatch: 500, ReportRate: map[string]int{store.Postgres: 12_000, store.SQLite: 4000},
 		WriteRate: 5, ReportSecs: fullMinutes * 60, CheckOf: 20,
 	}
 	quickSize = size{
 		Domains: 2000, Tenants: 20, Large: 400, Records: 20_000, Days: 3,
 		FeedRounds: 1, Deltas: 10, ListRate: 50, ListSecs: 2, SingleRate: 20, SingleSecs: 1, QueryRate: 20, QuerySecs: 2,
-		Edges: 20, ChangeRate: 10, PollSecs: 2, ReportBatch: 100, ReportRate: map[string]int{store.Postgres: 1000, store.SQLite: 1000},
+		Edges: 20, ChangeRate: 10, PollSecs: 2, PageRate: 20, PageSecs: 2, ReportBatch: 100, ReportRate: map[string]int{store.Postgres: 1000, store.SQLite: 1000},
 		WriteRate: 5, ReportSecs: 4, CheckOf: 3,
 	}
 )

@@ -3,6 +3,9 @@
 package main
 
 import (
+	"encoding/json"
+	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +27,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &opts.Size
-	s.Tenants, s.Large, s.Deltas, s.ListSecs, s.QuerySecs, s.Edges, s.PollSecs, s.ReportSecs, s.CheckOf = 10, 60, 3, 1, 1, 5, 1, 2, 2
+	s.Tenants, s.Large, s.Deltas, s.ListSecs, s.QuerySecs, s.Edges, s.PollSecs, s.PageSecs, s.ReportSecs, s.CheckOf = 10, 60, 3, 1, 1, 5, 1, 2, 2, 2
 	if err := run(t.Context(), opts); err != nil {
 		t.Fatal(err)
 	}
@@ -39,11 +42,17 @@ func TestRun(t *testing.T) {
 			"| database=" + database + " | tenants whose records are not those sent | 0.00 | ≤ 0.00 | met |",
 			"| database=" + database + " reports=yes | changes that an edge did not get | 0.00 | ≤ 0.00 | met |",
 			"| database=" + database + " | s, the full set after a change |",
-			database + ", typical",
+			database + ", typical", database + ", operator", "The slowest page, database=" + database + "/user=large: `",
 		} {
 			if !strings.Contains(string(text), want) {
 				t.Errorf("the summary lacks %q", want)
 			}
+		}
+	}
+	for _, c := range cells() {
+		if strings.HasPrefix(c.Name, scenarioPages) {
+			user := c.Name[strings.LastIndexByte(c.Name, '=')+1:]
+			checkPages(t, opts.out+lab.RawSuffix, c.Name, pagesOf(user))
 		}
 	}
 	if strings.Contains(string(text), "Faults in") {
@@ -52,6 +61,63 @@ func TestRun(t *testing.T) {
 	raw, err := os.ReadFile(opts.out + lab.RawSuffix)
 	if lines := strings.Count(string(raw), "\n"); err != nil || lines != 1+len(cells()) {
 		t.Errorf("%d raw lines, %v, want one for each of %d cells and the environment", lines, err, len(cells()))
+	}
+}
+
+// checkPages looks at what was written down of the pages of a user: each of them was loaded, and has a size that a page has.
+func checkPages(t *testing.T, raw, cell string, kinds []pageKind) {
+	t.Helper()
+	text, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var m lab.Measurement
+		if err := json.Unmarshal([]byte(line), &m); err != nil || m.Cell != cell {
+			continue
+		}
+		most := 0.0
+		for _, k := range kinds {
+			most = max(most, m.Values[k.name+"_p95_ms"])
+			if m.Values[k.name+"_alone_ms"] <= 0 || m.Values[k.name+"_p95_ms"] < m.Values[k.name+"_p50_ms"] || m.Values[k.name+"_p50_ms"] <= 0 ||
+				m.Values[k.name+"_kib"] <= m.Values["static_kib"] || m.Values[k.name+"_kib"] > m.Values["worst_kib"] {
+				t.Errorf("%s: %s was not measured, or is not what a page is", cell, k.name)
+			}
+		}
+		if name := slowest(m.Values); most != m.Values["worst_p95_ms"] || m.Values[name+"_p95_ms"] != most {
+			t.Errorf("%s: the slowest page is said to be %s with %v ms, want %v ms", cell, name, m.Values["worst_p95_ms"], most)
+		}
+		return
+	}
+	t.Errorf("%s is not in the raw results", cell)
+}
+
+func TestFormOf(t *testing.T) {
+	page := []byte(`<form method="post" action="/logout"><input name="a" value="1"></form>
+		<form method="post" action="/login"><input type="hidden" name="_once" value="x&amp;y"><input name="email"><button>Go</button></form>`)
+	fields, err := formOf(page, "/login")
+	if want := (url.Values{"_once": {"x&y"}, "email": {""}}); err != nil || !maps.EqualFunc(fields, want, slices.Equal) {
+		t.Errorf("formOf = %v, %v, want %v", fields, err, want)
+	}
+	if _, err := formOf(page, "/setup"); err == nil {
+		t.Error("a form that is not there was found")
+	}
+}
+
+func TestPagesOf(t *testing.T) {
+	known := map[string]bool{}
+	for _, user := range pageUsers {
+		for _, k := range pagesOf(user) {
+			known[k.name] = true
+		}
+	}
+	for _, k := range pageKinds {
+		if !known[k.name] {
+			t.Errorf("nobody looks at %s", k.name)
+		}
+	}
+	if n, of := len(pagesOf(platformOperator)), len(pageKinds); n == 0 || n >= of {
+		t.Errorf("an operator looks at %d of %d pages", n, of)
 	}
 }
 
@@ -248,6 +314,10 @@ func TestRenderSummary(t *testing.T) {
 		{Round: 1, Cell: scenarioReports + "/database=sqlite", Values: map[string]float64{"records_per_s": 3999, "sums_wrong": 1}, Faults: []string{"it\nbroke"}},
 		{Round: 1, Cell: scenarioList + "/database=postgres/tenant=large", Values: map[string]float64{"first_p99_ms": 12, "first_p50_ms": 3, "failed": 0}},
 		{Round: 1, Cell: scenarioList + "/database=sqlite/tenant=large", Values: map[string]float64{"first_p99_ms": 60, "first_p50_ms": 5, "failed": 0}},
+		{Round: 1, Cell: scenarioPages + "/database=sqlite/user=large", Values: map[string]float64{
+			"worst_p95_ms": 120, "worst_kib": 61, "overview_p95_ms": 120, "overview_p50_ms": 70, "keys_p95_ms": 20, "keys_p50_ms": 10, "failed": 0}},
+		{Round: 1, Cell: scenarioPages + "/database=sqlite/user=operator", Values: map[string]float64{
+			"worst_p95_ms": 9, "worst_kib": 50, "keys_p95_ms": 9, "keys_p50_ms": 8, "failed": 0}},
 	}
 	summary := renderSummary(e, options{Size: fullSize}, measured)
 	for _, want := range []string{
@@ -259,6 +329,11 @@ func TestRenderSummary(t *testing.T) {
 		"| what | postgres, large | sqlite, large | target for p99 | met |\n|---|---|---|---|---|\n",
 		"| the first page of 50 | 12.0 (3.00) | 60.0 (5.00) | ≤ 50.0 | **not met** |",
 		"| requests failed | 0.00 | 0.00 | ≤ 0.00 | met |",
+		"| what | sqlite, large | sqlite, operator | target for p95 | met |",
+		"| overview | 120 (70.0) | – | ≤ 100 | **not met** |",
+		"| API keys | 20.0 (10.0) | 9.00 (8.00) | ≤ 100 | met |",
+		"| KiB, the largest page with styles and scripts | 61.0 | 50.0 | ≤ 60.0 | **not met** |",
+		"\nThe slowest page, database=sqlite/user=large: `overview`.\n",
 		"Faults in scenario=reports/database=sqlite, round 1, the first 1:\n\n- it; broke\n",
 	} {
 		if !strings.Contains(summary, want) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
@@ -26,8 +27,14 @@ func renderSummary(e lab.Environment, opts options, measured []lab.Measurement) 
 	} {
 		lab.RenderSection(&out, section.title, all, section.scenario, figures)
 	}
-	renderKinds(&out, "Lists and searches of domains", scenarioList, listKinds, all, figures)
-	renderKinds(&out, "Questions about connections, at rest", scenarioQuery, queryKinds, all, figures)
+	renderKinds(&out, "Lists and searches of domains", scenarioList, 99, listKinds, all, figures)
+	renderKinds(&out, "Questions about connections, at rest", scenarioQuery, 99, queryKinds, all, figures)
+	renderKinds(&out, "Pages of the dashboard", scenarioPages, 95, pageNames(pageKinds), all, figures)
+	for _, m := range measured {
+		if label, ok := strings.CutPrefix(m.Cell, scenarioPages+"/"); ok && slowest(m.Values) != "" {
+			fmt.Fprintf(&out, "\nThe slowest page, %s: `%s`.\n", label, slowest(m.Values))
+		}
+	}
 	for _, m := range measured {
 		if len(m.Faults) == 0 {
 			continue
@@ -40,10 +47,11 @@ func renderSummary(e lab.Environment, opts options, measured []lab.Measurement) 
 	return out.String()
 }
 
-// renderKinds puts the cells of a scenario beside each other: for each kind of request p99, and in brackets the median.
-func renderKinds(out *strings.Builder, title, scenario string, kinds [][2]string, all []lab.Cell, figuresOf func(lab.Cell) []lab.Figure) {
+// renderKinds puts the cells of a scenario beside each other: for each kind of request a percentile, and in brackets the median.
+func renderKinds(out *strings.Builder, title, scenario string, percentile int, kinds [][2]string, all []lab.Cell, figuresOf func(lab.Cell) []lab.Figure) {
 	var labels []string
 	var columns []map[string]lab.Figure
+	var others []lab.Figure // that are of no kind, those of the last column
 	for _, c := range all {
 		label, ok := strings.CutPrefix(c.Name, scenario+"/")
 		figures := figuresOf(c)
@@ -51,15 +59,20 @@ func renderKinds(out *strings.Builder, title, scenario string, kinds [][2]string
 			continue
 		}
 		column := make(map[string]lab.Figure)
+		others = nil
 		for _, f := range figures {
 			column[f.Key] = f
+			if !slices.ContainsFunc(kinds, func(k [2]string) bool { return strings.HasPrefix(f.Key, k[0]+"_p") }) {
+				others = append(others, f)
+			}
 		}
-		labels, columns = append(labels, strings.NewReplacer("database=", "", "tenant=", "", "/", ", ").Replace(label)), append(columns, column)
+		labels, columns = append(labels, strings.NewReplacer("database=", "", "tenant=", "", "user=", "", "/", ", ").Replace(label)), append(columns, column)
 	}
 	if len(columns) == 0 {
 		return
 	}
-	fmt.Fprintf(out, "\n## %s\n\nms: p99 (median).\n\n| what | %s | target for p99 | met |\n|---|%s---|---|\n", title, strings.Join(labels, " | "), strings.Repeat("---|", len(labels)))
+	p := fmt.Sprintf("p%d", percentile)
+	fmt.Fprintf(out, "\n## %s\n\nms: %s (median).\n\n| what | %s | target for %s | met |\n|---|%s---|---|\n", title, p, strings.Join(labels, " | "), p, strings.Repeat("---|", len(labels)))
 	row := func(what string, cell func(column map[string]lab.Figure) string, key string) {
 		target, verdict := "–", "–"
 		fmt.Fprintf(out, "| %s |", what)
@@ -76,12 +89,20 @@ func renderKinds(out *strings.Builder, title, scenario string, kinds [][2]string
 	}
 	for _, k := range kinds {
 		row(k[1], func(column map[string]lab.Figure) string {
-			p99, ok := column[k[0]+"_p99_ms"]
+			most, ok := column[k[0]+"_"+p+"_ms"]
 			if !ok {
 				return "–"
 			}
-			return fmt.Sprintf("%s (%s)", p99.Values, column[k[0]+"_p50_ms"].Values)
-		}, k[0]+"_p99_ms")
+			return fmt.Sprintf("%s (%s)", most.Values, column[k[0]+"_p50_ms"].Values)
+		}, k[0]+"_"+p+"_ms")
 	}
-	row("requests failed", func(column map[string]lab.Figure) string { return column["failed"].Values.String() }, "failed")
+	for _, f := range others {
+		row(f.Unit, func(column map[string]lab.Figure) string {
+			f, ok := column[f.Key]
+			if !ok {
+				return "–"
+			}
+			return f.Values.String()
+		}, f.Key)
+	}
 }

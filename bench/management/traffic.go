@@ -30,6 +30,15 @@ type world struct {
 	ids      []string // dom_…
 	owner    []int    // numbers of tenants
 	token    string   // of edges
+
+	visitors map[string][]visitor // those who sign in, by what they are
+	password string               // of all of them
+}
+
+// visitor is somebody who looks at pages.
+type visitor struct {
+	email   string
+	account int // number of the tenant
 }
 
 // popularity is how uneven traffic is: the domain of rank k gets a share in proportion to k to the power of minus this.
@@ -63,8 +72,11 @@ func newTraffic(w *world, seed uint64) *traffic {
 // domain picks one: popular ones are spread over the tenants.
 func (t *traffic) domain() int {
 	const step = 7919 // prime: ranks next to each other are not
-	return int((t.rank.Uint64()*step + 17) % uint64(len(t.w.names)))
+	return int((t.rank.Uint64()*step + topDomain) % uint64(len(t.w.names)))
 }
+
+// topDomain is the number of the most popular one, which is the large tenant's.
+const topDomain = 17
 
 // What connections are like. One in five clients knows no hybrid group.
 var (
