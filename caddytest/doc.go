@@ -8,6 +8,8 @@
 //	scripts/peers.sh
 //	go test ./caddytest
 //
+// Chromium also goes through the dashboard of the management plane (TestDashboard), and axe-core looks at each of its pages.
+//
 // What it looks at is what an operator would: the answer that the client gets, the address that the
 // upstream was told, and the proxy's record of the connection.
 package caddytest

@@ -26,6 +26,7 @@ type service struct {
 	dir          string   // of its Caddyfile, and its home
 	env          []string // that it runs in
 	public, edge string   // URLs
+	secure       string   // the address of the public face over TLS; empty: there is none
 	key          string   // of the first run
 }
 
@@ -42,15 +43,32 @@ func startService(t *testing.T, dns *nameServer, options string) *service {
 // startServiceIn is startService with what an earlier one has left in the folder, and does not wait.
 func startServiceIn(t *testing.T, dir string, dns *nameServer, options string) *service {
 	t.Helper()
+	return startSecureService(t, dir, dns, options, "", leaf{})
+}
+
+// startSecureService is startServiceIn with the public face also over TLS, where a name is given, as browsers want it.
+func startSecureService(t *testing.T, dir string, dns *nameServer, options, name string, cert leaf) *service {
+	t.Helper()
 	bin, err := pqproxy()
 	if err != nil {
 		t.Fatal(err)
 	}
 	public, publicAddr := listen(t)
 	edge, edgeAddr := listen(t)
+	sockets, site, secureAddr := []*os.File{public, edge}, "", ""
+	if name != "" {
+		var secure *os.File
+		secure, secureAddr = listen(t)
+		sockets = append(sockets, secure)
+		site = fmt.Sprintf("https://%s:3 {\n\tbind fd/5\n\ttls %s %s\n\tpqproxy_management public\n}\n", name, cert.chain, cert.key)
+	}
 	writeFile(t, dir, "Caddyfile", fmt.Sprintf(`{
 	admin off
 	persist_config off
+	auto_https disable_redirects
+	servers {
+		protocols h1 h2
+	}
 	pqproxy_management {
 		setup_token {env.SETUP_TOKEN}
 		resolver %s
@@ -70,16 +88,18 @@ http://127.0.0.1:2 {
 	bind fd/4
 	pqproxy_management edge
 }
-`, dns.addr, options))
+%s`, dns.addr, options, site))
 	cmd := exec.Command(bin, "run", "--config", "Caddyfile")
 	cmd.Dir = dir
 	cmd.Env = append(cmd.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "SETUP_TOKEN="+setupToken)
-	cmd.ExtraFiles = []*os.File{public, edge}
+	cmd.ExtraFiles = sockets
 	s := &service{
 		process: start(t, "the management plane", cmd, syscall.SIGTERM), dir: dir, env: cmd.Env, public: "http://" + publicAddr, edge: "http://" + edgeAddr,
+		secure: secureAddr,
 	}
-	public.Close()
-	edge.Close()
+	for _, socket := range sockets {
+		socket.Close()
+	}
 	return s
 }
 

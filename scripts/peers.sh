@@ -3,7 +3,7 @@
 #
 #   from Debian  nginx (with its stream module), haproxy, PostgreSQL, chromium,
 #                openssl, curl, and what building needs: gcc for the race detector, make, git, npm
-#   from npm     Node.js 24, Deno and Bun, at the versions of scripts/peers/package.json
+#   from npm     Node.js 24, Deno, Bun and axe-core, at the versions of scripts/peers/package.json
 #   with Go      xcaddy, staticcheck and gosec, at the versions of scripts/tools/go.mod
 #
 # The last two lines go to .peers/ in this repository, which git ignores; delete it to
