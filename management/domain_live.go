@@ -60,7 +60,7 @@ func (p *Plane) DomainEdges(ctx context.Context, who *Principal, id string) (edg
 func (p *Plane) edgesOf(tx Tx, row *DomainRow) ([]*DomainEdge, error) {
 	now := p.now()
 	fresh := now.Add(-edgeFresh)
-	up, err := tx.FindEdges("", fresh, maxEdges)
+	up, err := edgesUp(tx, fresh, []*DomainRow{row})
 	if err != nil {
 		return nil, err
 	}
@@ -69,25 +69,21 @@ func (p *Plane) edgesOf(tx Tx, row *DomainRow) ([]*DomainEdge, error) {
 		return nil, err
 	}
 	slices.SortFunc(up, func(a, b *EdgeRow) int { return cmp.Or(a.FirstSeen.Compare(b.FirstSeen), cmp.Compare(a.ID, b.ID)) })
+	rejected, certificates := make(map[string]string), make(map[string]*EdgeCertificateState)
+	for _, r := range said.Rejected {
+		rejected[r.Edge] = r.text()
+	}
+	for i := range said.Certificates {
+		certificates[said.Certificates[i].Edge] = &said.Certificates[i]
+	}
 	edges := make([]*DomainEdge, len(up))
 	for i, r := range up {
-		e := &DomainEdge{Number: i + 1, Name: r.Name, Region: r.Region}
+		e := &DomainEdge{Number: i + 1, Name: r.Name, Region: r.Region, Rejected: rejected[r.Name]}
 		edges[i] = e
-		for _, said := range said.Rejected {
-			if said.Edge != r.Name {
-				continue
-			}
-			if e.Rejected = said.Detail; said.Field != "" {
-				e.Rejected = said.Field + ": " + said.Detail
-			}
-		}
 		e.Applied = e.Rejected == "" && row.Revision > 0 && r.Revision >= row.Revision
-		for _, said := range said.Certificates {
-			if said.Edge != r.Name || !said.Held(now) {
-				continue
-			}
+		if c := certificates[r.Name]; c != nil && c.Held(now) {
 			if e.Certificate = true; e.Applied {
-				e.LiveSince = latest(r.since(row.Revision, row.UpdatedAt), said.Since)
+				e.LiveSince = latest(r.since(row.Revision, row.UpdatedAt), c.Since)
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package management
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,7 +51,8 @@ type EdgeRow struct {
 	StartedAt           time.Time // names the life
 	Epoch               int64     // how often the edge's states were forgotten
 	Revision            uint64
-	History             []Applied // oldest first
+	HistoryFrom         uint64    // the first revision of History; 0: it is empty
+	History             []Applied // oldest first; only where it was asked for
 	Draining            bool
 	LiveConnections     int64
 	Dropped, Unknown    int64
@@ -96,6 +98,7 @@ func (r *EdgeRow) SetRevision(revision uint64, at time.Time) {
 	if n := len(r.History); n > maxHistory {
 		r.History = r.History[n-maxHistory:]
 	}
+	r.HistoryFrom = r.History[0].Revision
 }
 
 // MeetOther notes that another life than the one that is the edge reported. Once is a restart; again is a conflict.
@@ -130,6 +133,8 @@ type EdgeTx interface {
 	FindEdge(name string) (*EdgeRow, error)
 	// FindEdges returns edges with names after the given one, by name, at most limit, that reported after since.
 	FindEdges(after string, since time.Time, limit int) ([]*EdgeRow, error)
+	// FindEdgeHistories finds what History of edges is.
+	FindEdgeHistories(names []string) (map[string][]Applied, error)
 	CountEdges() (int, error)
 	// DeleteEdgesBefore removes edges that did not report since t, at most limit, and what they said; and the lives of edges
 	// that did not report since runs.
@@ -171,6 +176,14 @@ type EdgeStates struct {
 type EdgeRejection struct {
 	Edge string
 	edgereport.Rejected
+}
+
+// text is what is told of it.
+func (r *EdgeRejection) text() string {
+	if r.Field == "" {
+		return r.Detail
+	}
+	return r.Field + ": " + r.Detail
 }
 
 // EdgeCertificateState is what an edge says of the certificate of a name.
@@ -268,15 +281,43 @@ func (p *Plane) FindEdges(ctx context.Context, who *Principal, page Page) (edges
 	return edges, next, nil
 }
 
-// edgeStates returns what the edges that are up say of domains, by ID. It asks the database four times, however many domains there
-// are.
+// edgesUp returns the edges that reported after fresh, with the histories that since needs for these domains: of most, which did not
+// change lately, none.
+func edgesUp(tx Tx, fresh time.Time, rows []*DomainRow) ([]*EdgeRow, error) {
+	up, err := tx.FindEdges("", fresh, maxEdges)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range up {
+		if e.History == nil && slices.ContainsFunc(rows, func(r *DomainRow) bool { return e.HistoryFrom < r.Revision && r.Revision <= e.Revision }) {
+			names = append(names, e.Name)
+		}
+	}
+	if len(names) == 0 {
+		return up, nil
+	}
+	histories, err := tx.FindEdgeHistories(names)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range up {
+		if h, ok := histories[e.Name]; ok {
+			e.History = h
+		}
+	}
+	return up, nil
+}
+
+// edgeStates returns what the edges that are up say of domains, by ID. It asks the database two or three times, however
+// many domains there are.
 func (p *Plane) edgeStates(tx Tx, rows []*DomainRow) (map[string]EdgeState, error) {
 	if len(rows) == 0 {
 		return nil, nil
 	}
 	now := p.now()
 	fresh := now.Add(-edgeFresh)
-	up, err := tx.FindEdges("", fresh, maxEdges)
+	up, err := edgesUp(tx, fresh, rows)
 	if err != nil {
 		return nil, err
 	}
@@ -298,11 +339,7 @@ func (p *Plane) edgeStates(tx Tx, rows []*DomainRow) (map[string]EdgeState, erro
 		return s
 	}
 	for _, r := range said.Rejected {
-		text := r.Detail
-		if r.Field != "" {
-			text = r.Field + ": " + r.Detail
-		}
-		of(r.Name).rejected[r.Edge] = text
+		of(r.Name).rejected[r.Edge] = r.text()
 	}
 	for i := range said.Certificates {
 		c := &said.Certificates[i]

@@ -13,7 +13,7 @@ CREATE TABLE edges (
 	started_at       BIGINT NOT NULL,
 	epoch            BIGINT NOT NULL,
 	revision         BIGINT NOT NULL,
-	history          TEXT NOT NULL,
+	history_from     BIGINT NOT NULL,
 	draining         BOOLEAN NOT NULL,
 	live_connections BIGINT NOT NULL,
 	dropped          BIGINT NOT NULL,
@@ -23,6 +23,13 @@ CREATE TABLE edges (
 	conflict_at      BIGINT NOT NULL
 );
 CREATE INDEX edges_by_age ON edges (last_seen);
+
+-- When an edge came to have its last revisions. Apart from the edges, which are read wherever a domain is shown: history_from there
+-- is the first revision here.
+CREATE TABLE edge_histories (
+	edge    TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+	history TEXT NOT NULL
+);
 
 -- The last report taken of each life of an edge, so that none is counted twice. resend is what was answered to it.
 CREATE TABLE edge_runs (
@@ -162,8 +169,9 @@ CREATE TABLE connections (
 	alpn         TEXT NOT NULL,
 	detail       TEXT NOT NULL
 );
-CREATE INDEX connections_of_tenant ON connections (tenant_id, at, n);
+-- client_ip, so that who looks for a client of a tenant with many connections reads no others.
+CREATE INDEX connections_of_tenant ON connections (tenant_id, at, n, client_ip);
 CREATE INDEX connections_of_domain ON connections (domain_id, at, n);
--- With all that the report about them needs, which is made of up to 200,000 rows; SQLite asks for refused too.
+-- With all that the report about them needs, which is made of up to 50,000 rows; SQLite asks for refused too.
 CREATE INDEX connections_refused_of_tenant ON connections (tenant_id, at, client_ip, alpn, refused) WHERE refused = 1;
 CREATE INDEX connections_refused_of_domain ON connections (domain_id, at, tenant_id, client_ip, alpn, refused) WHERE refused = 1;

@@ -13,7 +13,7 @@ CREATE TABLE edges (
 	started_at       INTEGER NOT NULL,
 	epoch            INTEGER NOT NULL,
 	revision         INTEGER NOT NULL,
-	history          TEXT NOT NULL,
+	history_from     INTEGER NOT NULL,
 	draining         INTEGER NOT NULL,
 	live_connections INTEGER NOT NULL,
 	dropped          INTEGER NOT NULL,
@@ -23,6 +23,13 @@ CREATE TABLE edges (
 	conflict_at      INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX edges_by_age ON edges (last_seen);
+
+-- When an edge came to have its last revisions. Apart from the edges, which are read wherever a domain is shown: history_from there
+-- is the first revision here.
+CREATE TABLE edge_histories (
+	edge    TEXT NOT NULL PRIMARY KEY,
+	history TEXT NOT NULL
+) STRICT;
 
 -- The last report taken of each life of an edge, so that none is counted twice. resend is what was answered to it.
 CREATE TABLE edge_runs (
