@@ -182,15 +182,16 @@ type usageRow struct {
 	detail           management.Detail
 }
 
-// sweep is how far FoldUsage is on its way through the inbox, tenant by tenant: what was counted of one domain in many reports
-// becomes one change of each of its sums. A sweep takes what was there when it began, so that no tenant keeps the others waiting.
+// sweep is how far FoldUsage is on its way through the inbox, tenant by tenant and domain by domain: what was counted of one domain in
+// many reports becomes one change of each of its sums. A sweep takes what was there when it began, so that none keeps the others waiting.
 type sweep struct {
 	mu sync.Mutex // guards the rest, and lets one call fold at a time
 	sweepAt
 }
 
 type sweepAt struct {
-	tenant string // the first that is not folded yet
+	tenant string // the first that is not folded yet,
+	domain string // and the first of its domains, by ID
 	last   int64  // the highest number of a row that belongs to the sweep; 0: a new one begins
 }
 
@@ -263,7 +264,7 @@ var maxSum = strconv.Itoa(management.MaxSum)
 
 // takeInbox takes at most limit rows of a sweep out of the inbox, and adds them up.
 func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usageRow) (n int, err error) {
-	which := `SELECT n FROM usage_inbox WHERE tenant_id >= ? AND n <= ? ORDER BY tenant_id, minute LIMIT ?`
+	which := `SELECT n FROM usage_inbox WHERE (tenant_id, domain_id) >= (?, ?) AND n <= ? ORDER BY tenant_id, domain_id, minute LIMIT ?`
 	if t.d.name == Postgres {
 		which = `n = ANY (ARRAY(` + which + `))` // no join, of which one side would be guessed to be empty
 	} else {
@@ -271,7 +272,7 @@ func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usa
 	}
 	var detail details
 	err = t.each(`DELETE FROM usage_inbox WHERE `+which+`
-		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{at.tenant, at.last, limit}, func(rows *sql.Rows) error {
+		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{at.tenant, at.domain, at.last, limit}, func(rows *sql.Rows) error {
 		var r usageRow
 		var domainID string
 		var minute int64
@@ -280,7 +281,9 @@ func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usa
 			return err
 		}
 		n++
-		at.tenant = max(at.tenant, r.tenantID)
+		if r.tenantID > at.tenant || r.tenantID == at.tenant && domainID > at.domain {
+			at.tenant, at.domain = r.tenantID, domainID
+		}
 		for _, step := range []management.Step{management.Minute, management.Hour, management.Day} {
 			if step == management.Minute && minute < from {
 				continue

@@ -217,7 +217,7 @@ func TestUsageIsFoundByIndex(t *testing.T) {
 					}
 					plan += line + "\n"
 				}
-				if strings.Contains(plan, "SCAN") || strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "usage_inbox_of_tenant") {
+				if strings.Contains(plan, "SCAN") || strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "usage_inbox_of_domain") {
 					t.Errorf("%s: rows of others are read:\n%s", name, plan)
 				}
 				if tx.d.name == SQLite && !strings.Contains(plan, "SEARCH "+c.want) {

@@ -94,7 +94,7 @@ CREATE TABLE usage_inbox (
 	refused       INTEGER NOT NULL,
 	detail        TEXT NOT NULL
 ) STRICT;
-CREATE INDEX usage_inbox_of_tenant ON usage_inbox (tenant_id, minute);
+CREATE INDEX usage_inbox_of_domain ON usage_inbox (tenant_id, domain_id, minute);
 
 -- step: 0 a minute, 1 an hour, 2 a UTC day. Each connection is in one row of each step.
 CREATE TABLE usage (
