@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"bench/internal/lab":   nil,
 	"bench/live":           {".", "bench/internal/lab"},
 	"bench/certs":          {".", "bench/internal/lab"},
-	"bench/management":     {"bench/internal/lab", "domain", "internal/edgereport", "internal/id", "internal/pgtest", "management", "management/store"},
+	"bench/management":     {"bench/internal/lab", "domain", "internal/edgereport", "internal/id", "internal/pgtest", "management", "management/auth", "management/store"},
 	"examples/quickstart":  {".", "probe", "management/module", "examples/internal/demo"},
 	"examples/saas":        {".", "probe", "management/module", "examples/internal/demo"},
 

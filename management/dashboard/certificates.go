@@ -16,7 +16,7 @@ func certificateRoutes() []route {
 const (
 	certificateRows = 15
 	calendarMonths  = 3
-	calendarMost    = 250 // certificates in the calendar
+	calendarMost    = 150 // certificates in the calendar
 )
 
 // certificatesPage is the data of the list.

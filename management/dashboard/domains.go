@@ -107,7 +107,7 @@ func daysBadge(d *management.Domain, now time.Time) badge {
 		case left <= 0:
 			kind, text = "bad", "ended"
 		case left < 24*time.Hour:
-			kind, text = "warn", "ends today"
+			kind, text = "warn", "less than a day"
 		case left < 48*time.Hour:
 			kind, text = "warn", "1 day"
 		case left < endsSoon(d.Certificate.Source):
