@@ -60,7 +60,7 @@ func (p *Plane) Feed(ctx context.Context, who *Principal, r FeedRequest) (*FeedA
 	defer timer.Stop()
 	begun, over := time.Now(), held == 0
 	for {
-		now, err := p.feedNow(ctx)
+		now, err := p.feedNow(ctx, after)
 		if err != nil {
 			return nil, err
 		}
@@ -175,12 +175,16 @@ func (c *feedCache) hold(wait time.Duration) (time.Duration, func()) {
 	}
 }
 
-// feedNow returns how far the feed is. Of all requests that a change wakes, one asks the database.
-func (p *Plane) feedNow(ctx context.Context) (feedState, error) {
+// feedNow returns how far the feed is, to an edge that has a revision. Of all requests that a change wakes, one asks the database. An edge
+// can have a revision that is not known here yet: of another instance, or of a commit that is announced only now. That is
+// found out before it is told that there is none such.
+func (p *Plane) feedNow(ctx context.Context, has uint64) (feedState, error) {
 	c := &p.edges.feed
+	came := time.Now()
 	for {
 		c.mu.Lock()
-		if now := c.now; now.changed != nil && now.changed == p.store.Changed() && time.Since(now.at) < feedRecheck {
+		if now := c.now; now.changed != nil && now.changed == p.store.Changed() && time.Since(now.at) < feedRecheck &&
+			(now.revision >= has || now.at.After(came)) {
 			c.mu.Unlock()
 			return now, nil
 		}

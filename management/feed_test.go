@@ -262,6 +262,38 @@ func TestFeedSkipsNothing(t *testing.T) {
 	})
 }
 
+// silent is a store that tells of no change: that of an instance which another one's changes have not reached yet.
+type silent struct{ management.Store }
+
+func (silent) Changed() <-chan struct{} { return silence }
+
+var silence = make(chan struct{})
+
+// An edge that has a revision of another instance is not told that there is none such, which would cost it a full set.
+func TestFeedOfAnotherInstance(t *testing.T) {
+	eachFeeder(t, func(t *testing.T, f *feeder) {
+		plane, err := management.New(management.Config{SetupToken: setupToken}, management.Parts{
+			Store: silent{f.store}, Sealer: f.sealer, Passwords: &cheapPasswords{}, Resolver: noResolver{}, Prober: noProber{}, Signer: f.signer,
+			Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Plane = plane
+		f.put("a.example.com", false, false)
+		if answer := f.ask(management.FeedRequest{}); answer.Revision != 1 {
+			t.Fatalf("%+v", answer)
+		}
+		f.put("b.example.com", false, false) // unheard of here
+		if answer := f.ask(management.FeedRequest{After: ptr(uint64(2)), IfNoneMatch: `"2"`}); !answer.NotModified || answer.Revision != 2 {
+			t.Errorf("an edge that has 2 is answered %+v", answer)
+		}
+		if answer := f.ask(management.FeedRequest{After: ptr(uint64(3))}); !answer.Gone {
+			t.Errorf("an edge that has 3, which there is not, is answered %+v", answer)
+		}
+	})
+}
+
 // Many edges wait; one change wakes them all, and the difference is made and signed once.
 func TestFeedLongPoll(t *testing.T) {
 	eachFeeder(t, func(t *testing.T, f *feeder) {
