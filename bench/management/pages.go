@@ -108,7 +108,7 @@ var pageKinds = []pageKind{
 	{"certificates", "certificates with the calendar", "", func(_ *site, b *browser, _ int) (string, string) { return "/certificates", b.suffix }},
 	{"keys", "API keys", "", still("/keys", "bench")},
 	{"members", "members", "", still("/members", "@example.com")},
-	{"audit", "audit log", "", still("/audit", "domain.created")},
+	{"audit", "audit log", "", still("/audit", "domain.")},
 	{"audit_none", "audit log: what never happened", "", still("/audit?action=domain.nothing", "<h1>Audit log")},
 	{"settings", "settings", "", still("/settings", "@example.com")},
 	{"wizard", "add a domain: the first step", tenants, still("/domains/new", "<h1>Add a domain")},
