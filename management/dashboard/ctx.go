@@ -33,6 +33,7 @@ type ctx struct {
 	path   map[string]string
 	asked  url.Values // the query
 	form   url.Values // of a POST
+	unread error      // what of it could not be read, so that it is shown again; nil: nothing
 
 	session string            // the token that the browser has after this answer; empty: none
 	refusal *management.Error // why the form is shown again; nil: it is not
@@ -206,7 +207,8 @@ func (c *ctx) readForm() error {
 				return err
 			}
 			if !cleanField(string(text)) {
-				return management.InvalidField("/"+field, "the file is not text: choose a file in PEM form")
+				c.unread = management.InvalidField("/"+field, "the file is not text: choose a file in PEM form")
+				continue
 			}
 			form.Set(field, string(text))
 		}

@@ -210,7 +210,10 @@ func (c *ctx) run() error {
 	if c.r.Method != http.MethodPost {
 		return c.route.handle(c)
 	}
-	err := c.onceOnly(c.route.handle)
+	err := c.unread
+	if err == nil {
+		err = c.onceOnly(c.route.handle)
+	}
 	if err == nil || !c.showAgain(err) {
 		return err
 	}

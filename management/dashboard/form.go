@@ -196,7 +196,7 @@ func (f *form) field(kind, name, label string, pairs []any) (*field, error) {
 	if f.submitted {
 		f.fillIn(fl)
 	}
-	if kind == "password" || kind == "file" || isSecret(name) {
+	if kind == "password" || kind == "file" || isSecret(name) || hasKey(fl.Value) {
 		fl.Value = ""
 	}
 	if kind == "select" || kind == "radio" || kind == "check" {

@@ -103,6 +103,9 @@ func isSecret(field string) bool {
 	return false
 }
 
+// hasKey reports whether a text has a private key in it: in a field that is no secret it was pasted by mistake.
+func hasKey(text string) bool { return strings.Contains(text, "PRIVATE KEY-----") }
+
 // carried is a form that waits for its sender to sign in again. It travels in the page to sign in.
 type carried struct {
 	Path string     `json:"path"`
@@ -127,7 +130,7 @@ func (f *carried) clean() bool {
 func (c *ctx) carryForm() error {
 	form := url.Values{}
 	for name, values := range c.form {
-		if !isSecret(name) {
+		if !isSecret(name) && !slices.ContainsFunc(values, hasKey) {
 			form[name] = values
 		}
 	}

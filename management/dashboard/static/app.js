@@ -1,4 +1,4 @@
-// What every page has: copy buttons, the focus after a fault, and a form that is sent once.
+// Of every page: copy buttons, focus after a fault, forms sent once.
 "use strict";
 
 document.addEventListener("click", async (event) => {
@@ -11,7 +11,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(button.dataset.copy);
     label.textContent = "Copied";
   } catch {
-    // Not allowed, or no secure context: select the text instead.
+    // Not allowed: select the text.
     const text = button.parentElement.querySelector("code, pre");
     if (text) getSelection().selectAllChildren(text);
     label.textContent = "Press Ctrl+C";
@@ -21,40 +21,49 @@ document.addEventListener("click", async (event) => {
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
+  setTimeout(() => working(form), 1000);
+  // It may be sent again: it counts once.
+  setTimeout(() => release(form), 15000);
   if (form.method !== "post") return;
   if (form.dataset.sent) {
     event.preventDefault();
     return;
   }
   form.dataset.sent = "yes";
-  // Not disabled: a disabled button is not sent, and loses the focus.
+  // Not disabled: it would not be sent.
   if (event.submitter) {
     event.submitter.setAttribute("aria-disabled", "true");
     event.submitter.classList.add("busy");
   }
-  // Whoever waits this long may try again: the service counts the form once.
-  setTimeout(() => release(form), 15000);
 });
+
+function working(form) {
+  const text = form.querySelector(".working") || document.createElement("p");
+  text.className = "working muted";
+  text.role = "status";
+  form.append(text);
+  text.textContent = "Working on it…";
+}
 
 function release(form) {
   delete form.dataset.sent;
+  form.querySelector(".working")?.remove();
   for (const button of form.querySelectorAll(".busy")) {
     button.removeAttribute("aria-disabled");
     button.classList.remove("busy");
   }
 }
 
-// Back from another page: the form can be sent again.
+// Back from another page.
 addEventListener("pageshow", (event) => {
   if (event.persisted) document.querySelectorAll("form").forEach(release);
 });
 
 document.querySelector("[data-focus]")?.focus();
 
-// On a phone the navigation scrolls sideways: to where we are.
+// Phones scroll the navigation to where we are.
 document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
-// A menu closes with Escape and by a click elsewhere.
 document.addEventListener("keydown", (event) => {
   const menu = document.querySelector("details.menu[open]");
   if (event.key !== "Escape" || !menu) return;
