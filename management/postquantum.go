@@ -101,7 +101,7 @@ type RefusedClient struct {
 const (
 	requireDays    = 30
 	requireClients = 100
-	requireScan    = 50000
+	requireScan    = 20000
 )
 
 // ReportRequire simulates `require` for the last days, 1 to 30, of one domain of the caller's tenant or, where it is empty, of all. The sums

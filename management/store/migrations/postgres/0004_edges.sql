@@ -175,6 +175,6 @@ CREATE TABLE connections (
 -- client_ip, so that who looks for a client of a tenant with many connections reads no others.
 CREATE INDEX connections_of_tenant ON connections (tenant_id, at, n, client_ip);
 CREATE INDEX connections_of_domain ON connections (domain_id, at, n);
--- With all that the report about them needs, which is made of up to 50,000 rows; SQLite asks for refused too.
+-- With all that the report about them needs, which is made of up to 20,000 rows; SQLite asks for refused too.
 CREATE INDEX connections_refused_of_tenant ON connections (tenant_id, at, client_ip, alpn, refused) WHERE refused = 1;
 CREATE INDEX connections_refused_of_domain ON connections (domain_id, at, tenant_id, client_ip, alpn, refused) WHERE refused = 1;
