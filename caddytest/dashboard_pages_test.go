@@ -127,6 +127,9 @@ func testPages(t *testing.T, w *dashboardWorld) {
 		return href
 	}
 	row := "main table tbody th a"
+	b.visit(t, "/members") // one invitation waits
+	b.fill(t, "f-invite-email", "later@example.com")
+	b.press(t, "Invite")
 	pages := []namedPath{
 		{"overview", "/"}, {"domains", "/domains"}, {"domain", w.domain}, {"domain-connections", w.domain + "/connections"},
 		{"domain-certificate", w.domain + "/certificate"}, {"domain-upstreams", w.domain + "/upstreams"}, {"domain-policy", w.domain + "/policy"},
@@ -135,6 +138,7 @@ func testPages(t *testing.T, w *dashboardWorld) {
 		{"connections", "/connections"}, {"connections-nothing", "/connections?client_ip=192.0.2.1"}, {"connections-tail", "/connections/tail"},
 		{"connection", first("/connections", row)}, {"report", "/reports/post-quantum"}, {"report-require", "/reports/post-quantum?days=1"},
 		{"certificates", "/certificates"}, {"keys", "/keys"}, {"key", first("/keys", row)}, {"members", "/members"}, {"member", first("/members", row)},
+		{"invitation-sent", first("/members", "main table th a[href*='/members/invitations/']")}, {"second-factor", "/settings/totp"},
 		{"audit", "/audit"}, {"audit-entry", first("/audit", row)}, {"edges", "/edges"}, {"edge-tokens", "/edges/tokens"},
 		{"edge-token", first("/edges/tokens", row)}, {"tenants", "/tenants"}, {"tenant", first("/tenants", row)}, {"settings", "/settings"},
 		{"logout", "/logout"}, {"domains-nothing", "/domains?q=zzz"},
