@@ -162,7 +162,7 @@ func number(text string) (n int64, rest string, ok bool) {
 		end++
 	}
 	n, err := strconv.ParseInt(text[:end], 10, 64)
-	return n, text[end:], err == nil
+	return n, text[end:], err == nil && (end == 1 || text[0] != '0') // JSON has no leading zeros
 }
 
 // word returns a word that shares no memory with its document.

@@ -190,9 +190,6 @@ func (t *tx) FindDomainOwner(name string) (*management.DomainRow, error) {
 	return t.domain(`WHERE name = ? AND proof <> ''`, name)
 }
 
-// maxList is how many values one list of parameters has: PostgreSQL takes 65,535 parameters, SQLite 32,766.
-const maxList = 1000
-
 // FindDomainsOwnedByName finds the proven claims of names.
 func (t *tx) FindDomainsOwnedByName(names []string) ([]*management.DomainRow, error) {
 	comparison, list, err := t.anyOf(names)

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/edgereport"
@@ -53,20 +52,6 @@ func (t *tx) DeleteOldStates(limit int) (removed int, err error) {
 		removed += n
 	}
 	return removed, err
-}
-
-// inChunks calls fn with pieces of names and with what stands for them in a query.
-func inChunks(names []string, fn func(marks string, args []any) error) error {
-	for some := range slices.Chunk(names, maxList) {
-		args := make([]any, len(some))
-		for i, name := range some {
-			args[i] = name
-		}
-		if err := fn(`?`+strings.Repeat(`, ?`, len(some)-1), args); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // ownedNames is a table k of names for a query, and its arguments. PostgreSQL has one statement for any number of them, and one
@@ -285,8 +270,13 @@ func (t *tx) putUpstreams(e *management.EdgeRow, in *management.Ingest) error {
 
 // endStates removes what an edge said of names.
 func (t *tx) endStates(table, edge string, names []string) error {
-	return inChunks(names, func(marks string, args []any) error {
-		_, err := t.exec(`DELETE FROM `+table+` WHERE edge = ? AND name IN (`+marks+`)`, append([]any{edge}, args...)...)
+	if len(names) == 0 {
+		return nil
+	}
+	comparison, list, err := t.anyOf(names)
+	if err != nil {
 		return err
-	})
+	}
+	_, err = t.exec(`DELETE FROM `+table+` WHERE edge = ? AND name`+comparison, edge, list)
+	return err
 }
