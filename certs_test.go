@@ -147,14 +147,12 @@ func TestLazyLoadFails(t *testing.T) {
 		t.Error(err)
 	}
 	// The end of the process ends a wait for a storage that does not answer.
-	stuck, stop := make(chan struct{}), make(chan struct{})
+	stuck := make(chan struct{})
+	met := sync.OnceFunc(func() { close(stuck) }) // what is read has several parts
 	st.hook("Load", func(string) error {
-		close(stuck)
-		select {
-		case <-s.certs.ctx.Done():
-		case <-stop:
-		}
-		return nil
+		met()
+		<-s.certs.ctx.Done()
+		return s.certs.ctx.Err()
 	})
 	failed := make(chan error)
 	go func() {
