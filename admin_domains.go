@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // domainAnswer is one name as the admin API shows it.
@@ -67,9 +68,9 @@ func (s *state) show(e *entry, full bool) *domainAnswer {
 // behind them. It goes over the table without holding up anybody.
 func (q *adminRequest) namesAfter(t *table, after string, limit int, wanted func(*entry) bool) (list []*entry, more bool, err error) {
 	first := lowest[*entry]{n: limit + 1, compare: func(a, b *entry) int { return strings.Compare(a.name(), b.name()) }}
-	var pace pace
+	var pace pace.Pace
 	for e := range t.all {
-		if pace.step(); q.r.Context().Err() != nil {
+		if pace.Step(); q.r.Context().Err() != nil {
 			return nil, false, errClientLeft
 		}
 		if e.name() > after && wanted(e) {

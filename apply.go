@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 	"github.com/pqproxy/caddy-pqproxy/netpolicy"
 )
 
@@ -30,7 +31,7 @@ type changeSet struct {
 	refused      []refusal // the first of them
 	refusedCount int
 	unnamed      int // of refusedCount: they are not in keep
-	pace         pace
+	pace         pace.Pace
 	json         []byte // scratch of put
 }
 
@@ -106,7 +107,7 @@ func (s *staged) all(yield func(stagedChange) bool) {
 // put stages a domain in normal form. A domain that is refused is noted, and leaves its last good version as it is.
 // The error is what was noted.
 func (c *changeSet) put(d *domain.Domain) error {
-	c.pace.step()
+	c.pace.Step()
 	c.json = d.AppendJSON(c.json[:0])
 	if had := c.owner.table.Load().named(d.Name).of(c.source); had != nil && had.body == string(c.json) {
 		c.changes.add(had.name(), had)
@@ -122,7 +123,7 @@ func (c *changeSet) put(d *domain.Domain) error {
 
 // remove stages that a name is to go.
 func (c *changeSet) remove(name string) {
-	c.pace.step()
+	c.pace.Step()
 	c.changes.add(name, nil)
 }
 
@@ -240,10 +241,10 @@ func (l *changes) add(c changed) {
 
 // all yields the changes, giving way to others.
 func (l *changes) all(yield func(changed) bool) {
-	var pace pace
+	var pace pace.Pace
 	for _, piece := range l.pieces {
 		for _, c := range piece {
-			pace.step()
+			pace.Step()
 			if !yield(c) {
 				return
 			}
@@ -277,7 +278,7 @@ func (s *state) applyLocked(c *changeSet) outcome {
 	done := outcome{Rejected: c.refusedCount, Rejects: c.refused}
 	var changes changes
 	for change := range c.changes.all {
-		c.pace.step()
+		c.pace.Step()
 		hash, name, put := change.hash, change.name, change.e
 		had := next.at(hash, name)
 		prev := had.of(c.source)
@@ -383,7 +384,7 @@ func (c *changeSet) removeUnlisted(old *table) {
 			}
 		}
 		for at, slot := range shard.slots {
-			c.pace.step()
+			c.pace.Step()
 			if slot.e == nil || mentioned[at] || slot.e.of(c.source) == nil {
 				continue
 			}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // A tenant's own pair serves the names of its own records and no others: it is compiled into their routes, and is in
@@ -112,9 +113,9 @@ type noticed map[uint64]int
 func (s *certificates) lookAtPairs(before noticed) noticed {
 	now, logger := time.Now(), s.config.Load().logger
 	after := make(noticed)
-	var pace pace
+	var pace pace.Pace
 	for e := range s.owner.table.Load().all {
-		pace.step()
+		pace.Step()
 		left := e.pairEnds.time().Sub(now)
 		if e.pairEnds == 0 || left > expiryNotices[0] {
 			continue
@@ -178,9 +179,9 @@ func (p *pairCounts) count(s *certificates, now epochTime) certCounts {
 		return p.counts
 	}
 	p.of, p.until, p.counts = weak.Make(t), now+pairCountsFor, certCounts{}
-	var pace pace
+	var pace pace.Pace
 	for e := range t.all {
-		pace.step()
+		pace.Step()
 		if e.pairEnds == 0 {
 			continue
 		}

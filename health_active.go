@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // checker runs the checks of upstreams that domains ask for. One goroutine, run, knows what is checked and when; checks
@@ -40,7 +41,7 @@ type checker struct {
 	waiting dueHeap[*target]
 	turns   turns
 	running int
-	pace    pace
+	pace    pace.Pace
 }
 
 // checksAtOnce bounds the checks under way. Past that they are late: upstreams that do not answer hold each for its timeout.
@@ -185,7 +186,7 @@ func (k *checker) takeUp() {
 	}
 	k.mu.Unlock()
 	for _, c := range some {
-		k.pace.step()
+		k.pace.Step()
 		k.change(c)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/internal/keptset"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // What is kept in storage: the domains that the admin API has set, and for each management URL its last good set and
@@ -57,7 +58,7 @@ func saveSet(store *keptset.Store, name string, meta keptset.Meta, t *table, sou
 	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
 	defer cancel()
 	return store.Save(ctx, name, meta, func(w io.Writer) error {
-		var pace pace
+		var pace pace.Pace
 		out := bufio.NewWriter(w)
 		_, _ = out.WriteString(`{"domains":[`) // the writer remembers the first error
 		separator := ""
@@ -65,7 +66,7 @@ func saveSet(store *keptset.Store, name string, meta keptset.Meta, t *table, sou
 			if e = e.of(source); e == nil {
 				continue
 			}
-			pace.step()
+			pace.Step()
 			_, _ = out.WriteString(separator)
 			_, _ = out.WriteString(e.body)
 			separator = ","

@@ -22,6 +22,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/pqproxy/caddy-pqproxy/internal/feedsig"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
 
@@ -102,7 +103,7 @@ func startManaged(t *testing.T, extra ...string) *managed {
 // firstRetry would bring polls that the test did not ask for.
 func init() {
 	firstRetry = time.Hour
-	giveWay() // opens its pipe, which the process keeps: no test has leaked it
+	pace.GiveWay() // opens its pipe, which the process keeps: no test has leaked it
 }
 
 // failedToPoll waits for the poll that a config begins with, which fails.

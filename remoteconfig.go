@@ -20,6 +20,7 @@ import (
 
 	"github.com/pqproxy/caddy-pqproxy/internal/feed"
 	"github.com/pqproxy/caddy-pqproxy/internal/feedsig"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 func init() {
@@ -132,7 +133,7 @@ func (m *Management) provision() error {
 		fault("url", err)
 	}
 	faults = append(faults, m.provisionReports(address)...)
-	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: paceBody()}
+	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: pace.Body()}
 	state := sha256.New()
 	for _, file := range m.VerifyKeys {
 		key, err := feedsig.ReadPublicKey(file)

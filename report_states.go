@@ -9,6 +9,7 @@ import (
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
 	"github.com/pqproxy/caddy-pqproxy/internal/edgereport"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // Bounds of what is looked at for reports. Names that an apply has changed are looked at for the next report; with more of
@@ -39,7 +40,7 @@ type toldStates struct {
 	lookedAt     time.Time // when that was looked at
 	settled      []string  // those of them whose is
 	scan         uint32
-	pace         pace
+	pace         pace.Pace
 }
 
 type upstreamName struct{ domain, dial string }
@@ -229,7 +230,7 @@ func (t *toldStates) lookAtAll() {
 	t.unsettled = t.unsettled[:0]
 	table := t.owner.table.Load()
 	for e := range table.all {
-		t.pace.step()
+		t.pace.Step()
 		if e.source != rankRemote {
 			continue
 		}
@@ -245,7 +246,7 @@ func (t *toldStates) lookAtAll() {
 		}
 	}
 	for name := range t.names {
-		t.pace.step()
+		t.pace.Step()
 		if e := table.named(name); e == nil || e.source != rankRemote {
 			t.newNames = append(t.newNames, name)
 		}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // The sweeper goes through all names whose certificates we obtain, visited or not. Between two sweeps it rests; a name
@@ -44,12 +46,12 @@ func (s *certificates) sweepForever() {
 
 // sweep looks at every name once.
 func (s *certificates) sweep() {
-	var pace pace
+	var pace pace.Pace
 	for e := range s.owner.table.Load().all {
 		if s.ctx.Err() != nil {
 			return
 		}
-		pace.step()
+		pace.Step()
 		switch {
 		case e.wantsIssued():
 			s.look(e)

@@ -204,7 +204,7 @@ type edges struct {
 	feed feedCache
 	tail tails
 
-	reports chan struct{} // a place for each report that is being read: its capacity bounds the memory
+	reports chan struct{} // a place for each report that is being taken: its capacity bounds the memory
 
 	mu      sync.Mutex          // guards what follows
 	again   map[string]struct{} // names of which edges said something new: their statuses are to be derived again

@@ -1,6 +1,9 @@
 package management
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // What tests of edges call of the background work.
 var (
@@ -24,3 +27,8 @@ func (p *Plane) FeedWaiting() int {
 
 // CheckTokensAlways has the token looked at again after every wait.
 func (p *Plane) CheckTokensAlways() { p.edges.feed.tokenAge = 0 }
+
+// RunWorker does one piece of background work as Run does, until ctx ends. more is what it returns where there is more to do.
+func RunWorker(ctx context.Context, p *Plane, every time.Duration, run func(more error) error) {
+	p.work(ctx, "test", worker{name: "test", every: every, run: func(context.Context) error { return run(errMore) }})
+}

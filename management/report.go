@@ -32,6 +32,8 @@ type Observations interface {
 	// FoldUsage adds at most limit rows of what came to the sums by minute, hour and day, and returns how many it took. Minutes
 	// before from are in the sums by hour and day alone. What UsageTx reads is the same before and after.
 	FoldUsage(ctx context.Context, from time.Time, limit int) (int, error)
+	// OneWriter reports whether Updates wait for all of this after all, one transaction at a time: the database has no other way.
+	OneWriter() bool
 
 	// FindConnections returns records, newest first.
 	FindConnections(ctx context.Context, filter *ConnectionFilter) ([]*Connection, error)

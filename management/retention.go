@@ -25,25 +25,29 @@ func (p *Plane) purgeDomain(tx Tx, tenantID, domainID string) error {
 	return tx.InsertPurge(Purge{TenantID: tenantID, DomainID: domainID, Due: p.now().Add(observedFor)})
 }
 
-// pace is how background work shares the database: in each transaction it does what takes about paceTime, so that whoever waits for
-// that hardly notices, and then it rests half as long as it worked.
-type pace struct{ rows int } // of a transaction
+// pace is how background work shares the database: in each transaction it does what takes about so long, and then it rests half as
+// long as it worked.
+type pace struct {
+	time time.Duration
+	rows int // of a transaction
+}
 
 const (
-	paceTime  = 40 * time.Millisecond
+	paceTime  = 40 * time.Millisecond  // people wait for it, and hardly notice
+	paceApart = 200 * time.Millisecond // nobody does
 	paceLeast = 50
 	paceMost  = 2000
 )
 
-func newPace() *pace { return &pace{rows: 4 * paceLeast} }
+func newPace(time time.Duration) *pace { return &pace{time: time, rows: 4 * paceLeast} }
 
 // rest is called after each transaction, with when it began.
 func (p *pace) rest(ctx context.Context, begun time.Time) error {
 	took := time.Since(begun)
 	switch {
-	case took > paceTime:
+	case took > p.time:
 		p.rows = max(p.rows*3/4, paceLeast)
-	case took < paceTime/2:
+	case took < p.time/2:
 		p.rows = min(p.rows*3/2, paceMost)
 	}
 	timer := time.NewTimer(took / 2)
@@ -70,9 +74,12 @@ func (p *pace) untilDone(ctx context.Context, task func() (int, error)) error {
 	}
 }
 
-// foldUsage adds what edges reported to the sums.
+// foldUsage adds what edges reported to the sums: all of it, or as much as it can until others must have a chance to take over.
 func (p *Plane) foldUsage(ctx context.Context) error {
-	pace := newPace()
+	pace := newPace(paceApart)
+	if p.store.OneWriter() {
+		pace = newPace(paceTime)
+	}
 	for until := time.Now().Add(foldFor); time.Now().Before(until); {
 		begun, rows := time.Now(), pace.rows
 		n, err := p.store.FoldUsage(ctx, Minute.floor(p.now().Add(-minutesKept)), rows)
@@ -83,7 +90,7 @@ func (p *Plane) foldUsage(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return errMore
 }
 
 // retain removes what is older than it may be.
@@ -99,7 +106,7 @@ func (p *Plane) retain(ctx context.Context) error {
 			return n, err
 		}
 	}
-	pace := newPace()
+	pace := newPace(paceTime)
 	tasks := []func() (int, error){
 		func() (int, error) {
 			return p.store.DeleteConnectionsBefore(ctx, now.Add(-p.cfg.Retention.Connections), pace.rows)

@@ -2,17 +2,21 @@ package management
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
 
 // worker is a piece of background work: called again and again, on one instance at a time.
 type worker struct {
-	name  string        // of its lease
-	every time.Duration // between the end of one call and the next
-	run   func(ctx context.Context) error
-	here  bool // on every instance, without a lease: work on the instance's own memory
+	name  string                          // of its lease
+	every time.Duration                   // between the end of one call and the next
+	run   func(ctx context.Context) error // errMore: it is called again at once, when the lease has been prolonged
+	here  bool                            // on every instance, without a lease: work on the instance's own memory
 }
+
+// errMore says that there is more to do.
+var errMore = errors.New("there is more to do")
 
 // leaseFor is how long an instance that stopped answering keeps its work from the others.
 const leaseFor = 30 * time.Second
@@ -44,10 +48,15 @@ func (p *Plane) work(ctx context.Context, owner string, w worker) {
 			return
 		case <-timer.C:
 		}
-		if err := p.turn(ctx, owner, w); err != nil && ctx.Err() == nil {
+		rest := w.every
+		err := p.turn(ctx, owner, w)
+		switch {
+		case errors.Is(err, errMore):
+			rest = 0
+		case err != nil && ctx.Err() == nil:
 			p.log.Error("background work failed", "work", w.name, "error", err)
 		}
-		timer.Reset(w.every)
+		timer.Reset(rest)
 	}
 }
 

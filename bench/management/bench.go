@@ -145,16 +145,20 @@ func (s *site) rounds(cell string) (n int) {
 	return n
 }
 
-// usage is the CPU time that the two sides have used.
+// usage is the CPU time that the two sides have used, and what the machine has wanted and not got since other machines had it.
 type usage struct {
 	at     time.Time
 	plane  lab.CPUTime
 	server time.Duration
+	stolen time.Duration
 }
 
 func (s *site) usageNow() (u usage, err error) {
 	u.at = time.Now()
 	if u.plane, err = s.plane.CPUNow(); err != nil {
+		return u, err
+	}
+	if u.stolen, err = stolenTime(); err != nil {
 		return u, err
 	}
 	u.server, err = s.db.cpu()
@@ -171,6 +175,7 @@ func (u usage) cores(s *site, values map[string]float64) error {
 	if used, err := now.plane.Since(u.plane); err == nil { // else a thread has ended and took its time with it
 		values["plane_cores"] = used.Seconds() / seconds
 	}
+	values["stolen_cores"] = (now.stolen - u.stolen).Seconds() / seconds
 	if s.db.server != nil {
 		values["server_cores"] = (now.server - u.server).Seconds() / seconds
 	}

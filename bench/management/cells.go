@@ -63,6 +63,7 @@ func cells() (all []lab.Cell) {
 		if database == store.Postgres {
 			cpu = append(cpu, lab.Metric{Key: "server_cores", Unit: "cores busy, PostgreSQL"})
 		}
+		cpu = append(cpu, lab.Metric{Key: "stolen_cores", Unit: "cores wanted that other machines of the host had (steal)"})
 		for _, reports := range []string{"reports=no", "reports=yes"} {
 			metrics := []lab.Metric{
 				{Key: "delta_p99_ms", Unit: "ms, from PATCH's answer to an edge's delta, p99", Limit: lab.AtMost(pollTarget)},

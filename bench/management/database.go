@@ -236,6 +236,29 @@ func (d *database) cpu() (used time.Duration, err error) {
 	return used, nil
 }
 
+// stolenTime returns how long processors had something to do while the host had them do something else; all processors together.
+func stolenTime() (time.Duration, error) {
+	content, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseStolen(string(content))
+}
+
+// parseStolen returns the 8th figure of the first line of /proc/stat (proc_stat(5)).
+func parseStolen(stat string) (time.Duration, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("malformed stat %q", line)
+	}
+	n, err := strconv.Atoi(fields[8])
+	if err != nil {
+		return 0, fmt.Errorf("malformed stat %q: %w", line, err)
+	}
+	return time.Duration(n) * ticks, nil
+}
+
 // parseTimes returns fields 1, 4, 14 with 15 and 16 with 17 of /proc/PID/stat: user and system time, of the process and of
 // children that it has waited for. The name of the program may hold spaces and parentheses.
 func parseTimes(stat string) (pid, parent int, own, waited time.Duration, err error) {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // parser reads JSON (RFC 8259) straight into a report. encoding/json takes duplicate members, the last of which wins, and
@@ -12,6 +14,7 @@ type parser struct {
 	data []byte
 	pos  int
 	err  *Error
+	pace pace.Pace
 
 	texts map[string]string // those that come again and again, by their bytes
 	names map[string]string // domains' names in normal form, by their bytes
@@ -173,6 +176,7 @@ func (p *parser) array(most int, element func(i int)) {
 		return
 	}
 	for i := 0; p.err == nil; i++ {
+		p.pace.Step()
 		if i == most {
 			p.fault("has more than " + strconv.Itoa(most) + " entries; send the rest with the next report")
 			return

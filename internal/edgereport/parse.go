@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pqproxy/caddy-pqproxy/domain"
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 )
 
 // Parse reads a report, which ends with r. What it returns keeps to all bounds and is in normal form: names of domains as
@@ -32,7 +33,7 @@ func Parse(r io.Reader) (*Report, error) {
 	if !utf8.Valid(data) {
 		return nil, &Error{Malformed: true, Err: errors.New("it is not UTF-8 text")}
 	}
-	p := &parser{data: data, texts: make(map[string]string), names: make(map[string]string)}
+	p := &parser{data: data, pace: pace.Pace{Free: -1}, texts: make(map[string]string), names: make(map[string]string)}
 	report := new(Report)
 	object(p, report, reportFields)
 	if p.err == nil && p.next() != 0 {

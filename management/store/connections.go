@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pqproxy/caddy-pqproxy/internal/pace"
 	"github.com/pqproxy/caddy-pqproxy/management"
 )
 
@@ -58,7 +59,9 @@ type sparseDetail struct {
 
 func connectionRows(records []*management.Connection) [][]any {
 	rows := make([][]any, len(records))
+	pace := pace.Pace{Free: -1}
 	for i, c := range records {
+		pace.Step()
 		detail, _ := text(storedDetail{c.ID, sparseDetail(c.ConnectionDetail)}) // texts and finite numbers: nothing in it can fail
 		var ip []byte
 		bits := 0

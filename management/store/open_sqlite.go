@@ -55,6 +55,17 @@ func openSQLite(ctx context.Context, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("connection records: %w", err)
 	}
+	var files []*checkpointer
+	for _, c := range []checkpointer{{file: file, write: s.write}, {file: beside(file, "-connections.db"), write: s.observe}} {
+		if err := c.open(); err != nil {
+			return nil, err
+		}
+		s.more = append(s.more, c.beside)
+		files = append(files, &c)
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.running.Go(func() { s.checkpoints(running, files) })
 	return s, nil
 }
 
@@ -87,7 +98,7 @@ func openFile(ctx context.Context, o Options, file, folder, synchronous string) 
 	// One connection: SQLite has one writer at a time, and those who wait in database/sql wait in order.
 	write, err = openPool(file, 1, url.Values{
 		"_txlock": {"immediate"}, "_journal_mode": {"WAL"}, "_synchronous": {synchronous}, "_foreign_keys": {"on"},
-		"_pragma": {"cache_size(-16384)", "journal_size_limit(67108864)"},
+		"_pragma": {"cache_size(-16384)", "journal_size_limit(67108864)", "wal_autocheckpoint(0)"},
 	})
 	if err != nil {
 		return 0, nil, nil, err

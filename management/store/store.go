@@ -34,11 +34,13 @@ type Store struct {
 	observe     *sql.DB // writes; SQLite: one connection
 	observeRead *sql.DB
 
+	more []*sql.DB // what else is to be closed
+
 	schema  schema // of the files, when they were opened
 	changes changes
 	fold    sweep
 	stop    context.CancelFunc
-	running sync.WaitGroup // the listener for other instances' changes; ends with stop
+	running sync.WaitGroup // the listener for other instances' changes, or SQLite's checkpoints; ends with stop
 }
 
 // changes wakes who waits for a revision.
@@ -194,7 +196,7 @@ func (s *Store) Close() error {
 	}
 	s.running.Wait()
 	var errs []error
-	for _, db := range []*sql.DB{s.read, s.observeRead, s.write, s.observe} {
+	for _, db := range append(s.more, s.read, s.observeRead, s.write, s.observe) {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}

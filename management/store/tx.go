@@ -113,14 +113,14 @@ func (t *tx) each(query string, args []any, scan func(*sql.Rows) error) error {
 
 // Revision returns the number of the last change.
 func (t *tx) Revision() (revision uint64, err error) {
-	err = t.get(`SELECT revision FROM feed_revision`, nil, &revision)
+	err = t.get(`SELECT revision FROM feed_revision WHERE single = 1`, nil, &revision) // by the index: the row leaves many dead ones behind
 	return revision, err
 }
 
 // NextRevision counts one up.
 func (t *tx) NextRevision() (revision uint64, err error) {
 	t.revised = true
-	err = t.get(`UPDATE feed_revision SET revision = revision + 1 RETURNING revision`, nil, &revision)
+	err = t.get(`UPDATE feed_revision SET revision = revision + 1 WHERE single = 1 RETURNING revision`, nil, &revision)
 	return revision, err
 }
 

@@ -225,6 +225,9 @@ func (s *Store) FoldUsage(ctx context.Context, from time.Time, limit int) (n int
 	return n, s.fault(ctx, err)
 }
 
+// OneWriter reports whether whoever writes waits for whoever else does.
+func (s *Store) OneWriter() bool { return s.d.name == SQLite }
+
 func (t *tx) foldUsage(from int64, limit int, at *sweepAt) (n int, err error) {
 	add := make(map[usageKey]*usageRow)
 	for fresh := false; n < limit && !fresh; {

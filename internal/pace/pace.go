@@ -1,4 +1,5 @@
-package pqproxy
+// Package pace spreads long work, so that whoever waits for the network does not wait for it.
+package pace
 
 import (
 	"os"
@@ -6,59 +7,64 @@ import (
 	"time"
 )
 
-// pace spreads long work, so that handshakes do not wait for it. The zero value is ready.
+// Pace spreads one piece of long work. The zero value is ready.
 //
 // On one core a goroutine that is always ready keeps Go's scheduler from looking at the network for up to 10 ms at a
 // time. Yielding changes nothing about that, since the goroutine is found again before the network is looked at, and
 // sleeping takes at least a millisecond, by which a million domains would take twice as long. So after each stretch of
 // work it waits for a byte in a pipe, as a connection waits for its peer: the scheduler then looks at the network, finds
 // all that is ready there, and the byte.
-type pace struct {
+type Pace struct {
+	Free int // steps that are done at once, before it begins to give way; 0: 4096, which is nothing to speak of; -1: none
+
 	steps int
 	since time.Time // when the present stretch of work began
 }
 
-// Work of a few thousand steps is done at once; beyond that it gives way after each stretch.
 const (
-	paceFree    = 4096
-	paceStretch = 200 * time.Microsecond
-	paceLook    = 16 // steps between looks at the clock
+	few     = 4096
+	stretch = 200 * time.Microsecond
+	look    = 16 // steps between looks at the clock
 )
 
-// step is called for each piece of the work, of some microseconds.
-func (p *pace) step() {
+// Step is called for each piece of the work, of some microseconds.
+func (p *Pace) Step() {
+	free := p.Free
+	if free == 0 {
+		free = few
+	}
 	p.steps++
-	if p.steps < paceFree || p.steps%paceLook != 0 {
+	if p.steps < free || p.steps%look != 0 {
 		return
 	}
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
-	if time.Since(p.since) >= paceStretch {
-		giveWay()
+	if time.Since(p.since) >= stretch {
+		GiveWay()
 		p.since = time.Now()
 	}
 }
 
-// paceBody returns what gives way while a document is received: after each stretch of 256 KiB or so.
-func paceBody() func() {
+// Body returns what gives way while a document is received: after each stretch of 256 KiB or so.
+func Body() func() {
 	pieces := 0
 	return func() {
-		if pieces++; pieces%paceLook == 0 {
-			giveWay()
+		if pieces++; pieces%look == 0 {
+			GiveWay()
 		}
 	}
 }
 
-// paced is the pipe of giveWay, which the process keeps.
+// paced is the pipe of GiveWay, which the process keeps.
 var paced struct {
 	sync.Mutex
 	open sync.Once
 	r, w *os.File // nil where the system has no pipe to give
 }
 
-// giveWay lets everything run that is ready, also what waits for the network.
-func giveWay() {
+// GiveWay lets everything run that is ready, also what waits for the network.
+func GiveWay() {
 	paced.Lock()
 	defer paced.Unlock()
 	paced.open.Do(func() {
