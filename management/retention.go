@@ -14,7 +14,7 @@ type Purge struct {
 
 // Times of observations.
 const (
-	foldEvery   = 15 * time.Second    // what was counted of a domain in many reports meanwhile becomes one change of its sums
+	foldEvery   = 30 * time.Second    // what was counted of a domain in many reports meanwhile becomes one change of its sums
 	foldFor     = 20 * time.Second    // until the lease has to be prolonged
 	observedFor = 30 * 24 * time.Hour // what was observed of a domain is kept so long after it was removed
 	purgeAgain  = time.Hour           // a purge is repeated for so long: a report may have been on its way

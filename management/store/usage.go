@@ -267,11 +267,11 @@ var maxSum = strconv.Itoa(management.MaxSum)
 
 // takeInbox takes at most limit rows of a sweep out of the inbox, and adds them up.
 func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usageRow) (n int, err error) {
-	which := `SELECT n FROM usage_inbox WHERE (tenant_id, domain_id) >= (?, ?) AND n <= ? ORDER BY tenant_id, domain_id, minute LIMIT ?`
+	const some = ` FROM usage_inbox WHERE (tenant_id, domain_id) >= (?, ?) AND n <= ? ORDER BY tenant_id, domain_id, minute LIMIT ?`
+	which := `n IN (SELECT n` + some + `)`
 	if t.d.name == Postgres {
-		which = `n = ANY (ARRAY(` + which + `))` // no join, of which one side would be guessed to be empty
-	} else {
-		which = `n IN (` + which + `)`
+		// Where the rows are, instead of by another index; and no join, of which one side would be guessed to be empty.
+		which = `ctid = ANY (ARRAY(SELECT ctid` + some + `))`
 	}
 	var detail details
 	err = t.each(`DELETE FROM usage_inbox WHERE `+which+`
