@@ -262,13 +262,7 @@ func (s *certificates) load(r *route) (*tls.Certificate, error) {
 func (s *certificates) fill(l *loading, now *issuing, name string, internal bool) {
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
-	var held *heldCert
-	var err error
-	if internal {
-		held, err = s.local(ctx, now, name)
-	} else {
-		held, err = now.held(ctx, now.issuers, name)
-	}
+	held, err := s.find(ctx, now, name, internal)
 	switch e := s.owner.table.Load().named(name); {
 	case err != nil:
 		now.logger.Error("loading a certificate", zap.String(keyDomain, name), zap.Error(err))
@@ -292,6 +286,20 @@ func (s *certificates) fill(l *loading, now *issuing, name string, internal bool
 		l.err = s.notIssued(name)
 	}
 	close(l.done)
+}
+
+// find asks the storage or the local CA. A visitor must not be able to end the process by coming for what breaks a storage module.
+func (s *certificates) find(ctx context.Context, now *issuing, name string, internal bool) (held *heldCert, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			now.logger.Error("loading a certificate panicked", zap.String(keyDomain, name), zap.Any("panic", p), zap.Stack("stack"))
+			held, err = nil, fmt.Errorf("panic: %v", p)
+		}
+	}()
+	if internal {
+		return s.local(ctx, now, name)
+	}
+	return now.held(ctx, now.issuers, name)
 }
 
 // local returns the certificate that the local CA has issued for a name, or issues now. Where the storage fails it is

@@ -169,6 +169,25 @@ func TestLazyLoadFails(t *testing.T) {
 	}
 }
 
+// TestLazyLoadPanics has a storage that cannot take what it finds there: whoever comes for it is refused, and nothing else happens.
+func TestLazyLoadPanics(t *testing.T) {
+	s, st := newStoredState(t)
+	serveDomains(t, s, "", "192.0.2.1:1", domain.Certificate{}, "app.example.com", "b.example.com")
+	keepPair(t, st, "first", "b.example.com", pqtest.NewCA(t).Issue(t, "b.example.com"))
+	st.hook("Load", func(key string) error {
+		if strings.Contains(key, "app.example.com") {
+			panic("injected")
+		}
+		return nil
+	})
+	if _, err := s.certificateFor(routed(t, s, "app.example.com")); err == nil || !strings.Contains(err.Error(), "panic: injected") {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.certificateFor(routed(t, s, "b.example.com")); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestMissingIsBounded forgets which names have no certificate rather than to remember any number.
 func TestMissingIsBounded(t *testing.T) {
 	s, _ := newStoredState(t)

@@ -859,6 +859,12 @@ type unusable struct {
 // ALPN, and gets an alert.
 func TestHostileUpstream(t *testing.T) {
 	pqtest.Leaks(t)
+	names := startDNS(t)
+	names.set("no-such-name.internal", "NXDOMAIN")
+	names.set("no-answer.internal", "SERVFAIL")
+	usual := net.DefaultResolver
+	t.Cleanup(func() { net.DefaultResolver = usual }) // when the edge has ended
+	net.DefaultResolver = names.resolver()
 	s := startStreet(t, "", nil)
 	cert := func(name string) []tls.Certificate { return []tls.Certificate{s.ca.Issue(t, name)} }
 	start := func(cfg pqtest.UpstreamConfig) string {
@@ -871,6 +877,8 @@ func TestHostileUpstream(t *testing.T) {
 	closed.Close()
 	const trusted = " {\ntls_ca $CA\n}"
 	domains := []unusable{
+		{"no-such-name", "upstream no-such-name.internal:80", reasonUnreachable, sideEdge, "no such host"},
+		{"no-answer", "upstream no-answer.internal:443" + trusted, reasonUnreachable, sideEdge, "server misbehaving"},
 		{"refused", "upstream " + closed.Addr(), reasonRefused, sideEdge, "refused"},
 		{"refused-tls", "upstream " + closed.Addr() + trusted, reasonRefused, sideEdge, "refused"},
 		{"no-socket", "upstream unix/$DIR/none", reasonRefused, sideEdge, "no such file"},

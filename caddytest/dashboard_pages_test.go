@@ -192,6 +192,7 @@ func (b *tab) sweep(t *testing.T, g glass, pages []namedPath) {
 			if len(b.moved()) > 0 {
 				b.visit(t, p.path)
 				b.settle(t)
+				b.examine(t, p.name, g)
 			}
 		}
 		for _, s := range b.moved() {

@@ -74,7 +74,7 @@ func (p *pace) untilDone(ctx context.Context, task func() (int, error)) error {
 	}
 }
 
-// foldUsage adds what edges reported to the sums: all of it, or as much as it can until others must have a chance to take over.
+// foldUsage adds what edges reported to the sums: all of it, or as much as it can until the lease has to be prolonged.
 func (p *Plane) foldUsage(ctx context.Context) error {
 	pace := newPace(paceApart)
 	if p.store.OneWriter() {

@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+
+	"github.com/pqproxy/caddy-pqproxy/internal/pqtest"
 )
 
-// TestCheckpoints has writers write while a reader keeps an old state: no commit moves anything into the file, nobody waits, and once
-// the reader is gone the log begins anew.
+// TestCheckpoints has writers write while a reader keeps an old state: no commit moves anything into the file, and once the reader is
+// gone the log begins anew.
 func TestCheckpoints(t *testing.T) {
 	s := open(t, emptyDatabase(t, SQLite))
 	for name, write := range map[string]*sql.DB{"management.db": s.write, "management-connections.db": s.observe} {
@@ -51,23 +53,68 @@ func TestCheckpoints(t *testing.T) {
 		if err := c.run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		fill() // the next writer, who begins the log anew if it may
-		pages, _, err := checkpoint(t.Context(), c.beside)
-		if err != nil {
-			t.Fatal(err)
-		}
+		fill()                                                   // the next writer, who begins the log anew if it may
+		pqtest.Wait(t, "a look at the log", func() (seen bool) { // the one that runs by itself may be at it: it has -1 pages then
+			var err error
+			if pages, _, err = checkpoint(t.Context(), c.beside, "PASSIVE"); err != nil {
+				t.Fatal(err)
+			}
+			return pages >= 0
+		})
 		return pages
 	}
 	if pages := run(); pages < longLog {
 		t.Errorf("the log has %d pages, although somebody reads what was before them", pages)
 	}
 	old.Rollback()
-	for range 3 { // the one that runs by itself may be at it
-		if run() < longLog {
-			return
+	pqtest.Wait(t, "the log to be begun anew", func() bool { return run() < longLog })
+}
+
+// TestCheckpointWaits has a reader keep a log from being begun anew that is too long: writers wait for it, but not for long.
+func TestCheckpointWaits(t *testing.T) {
+	s := open(t, emptyDatabase(t, SQLite))
+	if _, err := s.write.Exec(`CREATE TABLE filler (content BLOB)`); err != nil {
+		t.Fatal(err)
+	}
+	old, err := s.read.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Rollback()
+	var n int
+	if err := old.QueryRow(`SELECT COUNT(*) FROM filler`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	write := func() {
+		t.Helper()
+		if _, err := s.write.Exec(`INSERT INTO filler VALUES (zeroblob(1048576))`); err != nil {
+			t.Fatal(err)
 		}
 	}
-	t.Errorf("the log is not begun anew")
+	write()
+	c := &checkpointer{file: fileOf(t, s), write: s.write}
+	if err := c.takeTurn(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	var timeout int64
+	if err := s.write.QueryRow(`PRAGMA busy_timeout`).Scan(&timeout); err != nil || timeout != busyLimit.Milliseconds() {
+		t.Errorf("writers wait %d ms for others from now on, want %d; %v", timeout, busyLimit.Milliseconds(), err)
+	}
+	write()
+	old.Rollback()
+	pqtest.Wait(t, "the log to be begun anew", func() bool {
+		if err := c.takeTurn(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.write.Exec(`INSERT INTO filler VALUES (zeroblob(1))`); err != nil {
+			t.Fatal(err)
+		}
+		pages, moved, err := checkpoint(t.Context(), s.write, "PASSIVE")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pages >= 0 && pages == moved && pages < 256
+	})
 }
 
 // fileOf returns the path of the main file.
@@ -90,7 +137,7 @@ func TestCheckpointFails(t *testing.T) {
 	}
 	c.beside.Close()
 	for range 3 {
-		s.checkpointAll(t.Context(), []*checkpointer{c})
+		s.checkpoint(t.Context(), c)
 	}
 	if n := strings.Count(log.String(), "cannot be moved"); n != 1 {
 		t.Errorf("it is said %d times:\n%s", n, &log)
@@ -99,13 +146,13 @@ func TestCheckpointFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.beside.Close()
-	s.checkpointAll(t.Context(), []*checkpointer{c})
+	s.checkpoint(t.Context(), c)
 	c.beside.Close()
-	s.checkpointAll(t.Context(), []*checkpointer{c})
+	s.checkpoint(t.Context(), c)
 	if n := strings.Count(log.String(), "cannot be moved"); n != 2 {
 		t.Errorf("after it worked again, it is said %d times in all:\n%s", n, &log)
 	}
 	ended, end := context.WithCancel(t.Context())
 	end()
-	s.checkpoints(ended, []*checkpointer{c})
+	s.checkpoints(ended, c)
 }

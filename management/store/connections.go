@@ -85,7 +85,7 @@ func flag(b bool) int16 {
 }
 
 // ingestRecords stores the records of a report in SQLite's file of records, unless it has them.
-func (t *tx) ingestRecords(in *management.Ingest) error {
+func (t *tx) ingestRecords(in *management.Ingest, records [][]any) error {
 	var last uint64
 	started := in.Edge.StartedAt.UnixMicro()
 	err := t.get(`SELECT last FROM edge_runs WHERE edge = ? AND started_at = ?`, []any{in.Edge.Name, started}, &last)
@@ -106,7 +106,7 @@ func (t *tx) ingestRecords(in *management.Ingest) error {
 			return err
 		}
 	}
-	return insertRows(t, `INSERT INTO connections (`+strings.Join(connectionColumns, ", ")+`) VALUES `, ``, len(connectionColumns), connectionRows(in.Connections))
+	return insertRows(t, `INSERT INTO connections (`+strings.Join(connectionColumns, ", ")+`) VALUES `, ``, len(connectionColumns), records)
 }
 
 // observed calls fn with a transaction that reads records.

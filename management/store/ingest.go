@@ -20,11 +20,12 @@ import (
 func (s *Store) Ingest(ctx context.Context, in *management.Ingest) (done *management.Ingested, err error) {
 	limited, cancel := context.WithTimeout(ctx, updateLimit)
 	defer cancel()
+	records := connectionRows(in.Connections) // before anybody waits for a transaction
 	db := s.observe
 	if s.d.name == SQLite {
 		db = s.write
 		if len(in.Connections) > 0 {
-			err := s.apart(limited, s.observe, func(t *tx, _ *sql.Conn) error { return t.ingestRecords(in) })
+			err := s.apart(limited, s.observe, func(t *tx, _ *sql.Conn) error { return t.ingestRecords(in, records) })
 			if err != nil {
 				return nil, s.fault(ctx, fmt.Errorf("storing records: %w", err))
 			}
@@ -41,7 +42,7 @@ func (s *Store) Ingest(ctx context.Context, in *management.Ingest) (done *manage
 		if err := copyRows(limited, conn, "usage_inbox", inboxColumns, inboxRows(in)); err != nil {
 			return err
 		}
-		return copyRows(limited, conn, "connections", connectionColumns, connectionRows(in.Connections))
+		return copyRows(limited, conn, "connections", connectionColumns, records)
 	})
 	if err != nil {
 		return nil, s.fault(ctx, fmt.Errorf("storing a report: %w", err))

@@ -55,17 +55,15 @@ func openSQLite(ctx context.Context, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("connection records: %w", err)
 	}
-	var files []*checkpointer
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
 	for _, c := range []checkpointer{{file: file, write: s.write}, {file: beside(file, "-connections.db"), write: s.observe}} {
 		if err := c.open(); err != nil {
 			return nil, err
 		}
 		s.more = append(s.more, c.beside)
-		files = append(files, &c)
+		s.running.Go(func() { s.checkpoints(running, &c) })
 	}
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
-	s.running.Go(func() { s.checkpoints(running, files) })
 	return s, nil
 }
 
