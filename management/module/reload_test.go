@@ -30,6 +30,7 @@ func (p *plane) hold(token http.Header, st *state) <-chan answer {
 	header.Set("If-None-Match", now.header.Get("ETag"))
 	header.Set("Prefer", "wait=50")
 	serving := st.serving.Load()
+	pqtest.Wait(p.t, "the first request to have ended", func() bool { return requests(serving) == 0 }) // its answer came a little before that
 	got := make(chan answer, 1)
 	go func() { got <- p.askWith(p.edge, "GET", "/v1/edge/domains", nil, header) }()
 	pqtest.Wait(p.t, "the edge's request to be held", func() bool {
