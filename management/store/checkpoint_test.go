@@ -21,24 +21,7 @@ func TestCheckpoints(t *testing.T) {
 			t.Errorf("%s: commits move pages every %d; %v", name, pages, err)
 		}
 	}
-	fill := func() {
-		t.Helper()
-		if _, err := s.write.Exec(`INSERT INTO filler VALUES (zeroblob(1048576))`); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := s.write.Exec(`CREATE TABLE filler (content BLOB)`); err != nil {
-		t.Fatal(err)
-	}
-	old, err := s.read.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Rollback()
-	var n int
-	if err := old.QueryRow(`SELECT COUNT(*) FROM filler`).Scan(&n); err != nil {
-		t.Fatal(err)
-	}
+	fill, old := beginOld(t, s)
 	const most = longLog / 256 // MiB
 	for range most + 2 {
 		fill()
@@ -73,25 +56,8 @@ func TestCheckpoints(t *testing.T) {
 // TestCheckpointWaits has a reader keep a log from being begun anew that is too long: writers wait for it, but not for long.
 func TestCheckpointWaits(t *testing.T) {
 	s := open(t, emptyDatabase(t, SQLite))
-	if _, err := s.write.Exec(`CREATE TABLE filler (content BLOB)`); err != nil {
-		t.Fatal(err)
-	}
-	old, err := s.read.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Rollback()
-	var n int
-	if err := old.QueryRow(`SELECT COUNT(*) FROM filler`).Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	write := func() {
-		t.Helper()
-		if _, err := s.write.Exec(`INSERT INTO filler VALUES (zeroblob(1048576))`); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write()
+	fill, old := beginOld(t, s)
+	fill()
 	c := &checkpointer{file: fileOf(t, s), write: s.write}
 	if err := c.takeTurn(t.Context(), true); err != nil {
 		t.Error(err)
@@ -100,7 +66,7 @@ func TestCheckpointWaits(t *testing.T) {
 	if err := s.write.QueryRow(`PRAGMA busy_timeout`).Scan(&timeout); err != nil || timeout != busyLimit.Milliseconds() {
 		t.Errorf("writers wait %d ms for others from now on, want %d; %v", timeout, busyLimit.Milliseconds(), err)
 	}
-	write()
+	fill()
 	old.Rollback()
 	pqtest.Wait(t, "the log to be begun anew", func() bool {
 		if err := c.takeTurn(t.Context(), true); err != nil {
@@ -115,6 +81,29 @@ func TestCheckpointWaits(t *testing.T) {
 		}
 		return pages >= 0 && pages == moved && pages < 256
 	})
+}
+
+// beginOld begins to read, and returns what writes a MiB that this reader does not see.
+func beginOld(t *testing.T, s *Store) (fill func(), old *sql.Tx) {
+	t.Helper()
+	if _, err := s.write.Exec(`CREATE TABLE filler (content BLOB)`); err != nil {
+		t.Fatal(err)
+	}
+	old, err := s.read.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = old.Rollback() })
+	var n int
+	if err := old.QueryRow(`SELECT COUNT(*) FROM filler`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if _, err := s.write.Exec(`INSERT INTO filler VALUES (zeroblob(1048576))`); err != nil {
+			t.Fatal(err)
+		}
+	}, old
 }
 
 // fileOf returns the path of the main file.
