@@ -1,7 +1,6 @@
 package api
 
 import (
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -57,28 +56,11 @@ func TestEveryChangeIsAudited(t *testing.T) {
 // audited does one operation, first as who may not.
 func (w *authWorld) audited(s *store.Store, op operationOf, test authCase, action string) {
 	t := w.t
-	p := w.first
-	if test.fresh {
-		p = w.newParty()
-	}
-	q := authRequest{face: w.public, method: op.method, path: op.path}
-	var path map[string]string
-	if test.path != nil {
-		path = test.path(w, p)
-	}
-	for name, value := range path {
-		q.path = strings.ReplaceAll(q.path, "{"+name+"}", value)
-	}
-	if test.query != "" {
-		q.path += fmt.Sprintf(test.query, p.domain)
-	}
-	if test.body != nil {
-		q.body = test.body(w, p, path)
-	}
+	p, path, q := w.request(op, test)
 	credential, actor := p.key, "key_"
 	switch {
 	case op.Face == "edge":
-		q.face, credential = w.edge, w.edgeToken
+		credential = w.edgeToken
 	case test.session:
 		credential, actor = p.session, p.user
 	case op.Scope == management.Platform:

@@ -107,18 +107,17 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
-// try is what happens to each operation.
-func (w *authWorld) try(op operationOf, test authCase) {
+// request returns one that the operation takes, of which party, and what is in its path.
+func (w *authWorld) request(op operationOf, test authCase) (p *party, path map[string]string, q authRequest) {
 	face := w.public
 	if op.Face == "edge" {
 		face = w.edge
 	}
-	p := w.first
+	p = w.first
 	if test.fresh {
 		p = w.newParty()
 	}
-	q := authRequest{face: face, method: op.method, path: op.path, stream: test.stream}
-	var path map[string]string
+	q = authRequest{face: face, method: op.method, path: op.path, stream: test.stream}
 	if test.path != nil {
 		path = test.path(w, p)
 	}
@@ -131,6 +130,12 @@ func (w *authWorld) try(op operationOf, test authCase) {
 	if test.body != nil {
 		q.body = test.body(w, p, path)
 	}
+	return p, path, q
+}
+
+// try is what happens to each operation.
+func (w *authWorld) try(op operationOf, test authCase) {
+	p, path, q := w.request(op, test)
 	success := 0
 	for status := range op.Responses {
 		if status < "300" {
