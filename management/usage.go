@@ -162,6 +162,9 @@ type UsageQuery struct {
 	Limit    int  // rows
 }
 
+// UsageAge says when the oldest sums begin that are kept.
+type UsageAge struct{ Minutes, Hours, Days time.Time }
+
 // UsageTx is the part of Tx about sums.
 type UsageTx interface {
 	// FindUsage returns sums, by start and name. They are exact: they include what was reported a moment ago.
@@ -169,8 +172,13 @@ type UsageTx interface {
 	// CountDropped returns how many records edges left out in the hours from until to.
 	CountDropped(from, to time.Time) (int64, error)
 
-	// DeleteUsageBefore removes sums of a step that began before t, at most limit.
-	DeleteUsageBefore(step Step, t time.Time, limit int) (int, error)
+	// FindOldUsage looks at domains in the order of their IDs, at most limit and those after that one, and returns which of them have
+	// sums that are older than they may be. If there are more domains, the next call goes on after last.
+	FindOldUsage(age UsageAge, after string, limit int) (domains []string, last string, more bool, err error)
+	// DeleteUsageBefore removes sums of such domains that are older than they may be, at most limit.
+	DeleteUsageBefore(age UsageAge, domains []string, limit int) (int, error)
+	// DeleteTotalsBefore removes sums of tenants, of a step that began before t; at most limit.
+	DeleteTotalsBefore(step Step, t time.Time, limit int) (int, error)
 	// DeleteDroppedBefore removes what CountDropped counts of before t.
 	DeleteDroppedBefore(t time.Time) error
 	// DeleteUsageOf removes sums of a tenant or, where it is not empty, of one domain; at most limit.

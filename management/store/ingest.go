@@ -20,7 +20,7 @@ import (
 func (s *Store) Ingest(ctx context.Context, in *management.Ingest) (done *management.Ingested, err error) {
 	limited, cancel := context.WithTimeout(ctx, updateLimit)
 	defer cancel()
-	records := connectionRows(in.Connections) // before anybody waits for a transaction
+	records, counters := connectionRows(in.Connections), inboxRows(in) // before anybody waits for a transaction
 	db := s.observe
 	if s.d.name == SQLite {
 		db = s.write
@@ -37,9 +37,9 @@ func (s *Store) Ingest(ctx context.Context, in *management.Ingest) (done *manage
 			return err
 		}
 		if s.d.name == SQLite {
-			return insertRows(t, `INSERT INTO usage_inbox (`+strings.Join(inboxColumns, ", ")+`) VALUES `, ``, len(inboxColumns), inboxRows(in))
+			return insertRows(t, `INSERT INTO usage_inbox (`+strings.Join(inboxColumns, ", ")+`) VALUES `, ``, len(inboxColumns), counters)
 		}
-		if err := copyRows(limited, conn, "usage_inbox", inboxColumns, inboxRows(in)); err != nil {
+		if err := copyRows(limited, conn, "usage_inbox", inboxColumns, counters); err != nil {
 			return err
 		}
 		return copyRows(limited, conn, "connections", connectionColumns, records)

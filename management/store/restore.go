@@ -448,7 +448,7 @@ func (r *restorer) flush() error {
 	return nil
 }
 
-// finish writes what waits and sees to it that the database goes on numbering rows where the backup's end.
+// finish writes what waits.
 func (r *restorer) finish() error {
 	if err := r.flush(); err != nil {
 		return err
@@ -456,15 +456,6 @@ func (r *restorer) finish() error {
 	for _, t := range r.tables {
 		if !slices.Contains(r.done, t.name) {
 			return fmt.Errorf("it has no table %s", t.name)
-		}
-		for _, c := range t.columns {
-			if c.sequence == "" {
-				continue
-			}
-			_, err := r.on.ExecContext(r.ctx, `SELECT setval($1::regclass, COALESCE((SELECT MAX(`+quoted(c.name)+`) FROM `+quoted(t.name)+`), 1), true)`, c.sequence)
-			if err != nil {
-				return fmt.Errorf("table %s: going on with its numbers: %w", t.name, err)
-			}
 		}
 	}
 	return nil

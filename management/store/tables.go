@@ -27,9 +27,8 @@ type table struct {
 }
 
 type column struct {
-	name     string
-	boolean  bool   // PostgreSQL's; SQLite's booleans are 0 and 1
-	sequence string // what numbers the rows of PostgreSQL, "" where nothing does
+	name    string
+	boolean bool // PostgreSQL's; SQLite's booleans are 0 and 1
 }
 
 func (t *table) columnNames() []string {
@@ -42,14 +41,14 @@ func (t *table) columnNames() []string {
 
 // catalog is what the two databases are asked about their tables. The first two return rows of texts.
 type catalog struct {
-	columns    string // table, column, type, sequence; in order
+	columns    string // table, column, type; in order
 	keys       string // table, column of the primary key; in order
 	references string // table, table that it points at
 }
 
 var catalogs = map[string]catalog{
 	SQLite: {
-		columns: `SELECT t.name, c.name, lower(c.type), '' FROM pragma_table_list AS t, pragma_table_xinfo(t.name) AS c
+		columns: `SELECT t.name, c.name, lower(c.type) FROM pragma_table_list AS t, pragma_table_xinfo(t.name) AS c
 			WHERE t.schema = 'main' AND t.type = 'table' AND t.name NOT LIKE 'sqlite\_%' ESCAPE '\' AND c.hidden = 0 ORDER BY t.name, c.cid`,
 		keys: `SELECT t.name, c.name FROM pragma_table_list AS t, pragma_table_xinfo(t.name) AS c
 			WHERE t.schema = 'main' AND t.type = 'table' AND c.pk > 0 ORDER BY t.name, c.pk`,
@@ -57,8 +56,7 @@ var catalogs = map[string]catalog{
 			WHERE t.schema = 'main' AND t.type = 'table'`,
 	},
 	Postgres: {
-		columns: `SELECT t.relname, c.attname, format_type(c.atttypid, NULL),
-				COALESCE(pg_get_serial_sequence(quote_ident(t.relname), c.attname), '')
+		columns: `SELECT t.relname, c.attname, format_type(c.atttypid, NULL)
 			FROM pg_class AS t JOIN pg_attribute AS c ON c.attrelid = t.oid
 			WHERE t.relnamespace = current_schema()::regnamespace AND t.relkind IN ('r', 'p') AND NOT t.relispartition
 				AND c.attnum > 0 AND NOT c.attisdropped AND c.attgenerated = ''
@@ -78,7 +76,7 @@ func (d *dialect) tables(ctx context.Context, on *sql.Tx) ([]*table, error) {
 	c := catalogs[d.name]
 	byName := make(map[string]*table)
 	var all []*table
-	err := texts(ctx, on, c.columns, 4, func(row []string) {
+	err := texts(ctx, on, c.columns, 3, func(row []string) {
 		if slices.Contains(notBackedUp, row[0]) || slices.Contains(forgotten, row[0]) {
 			return
 		}
@@ -88,7 +86,7 @@ func (d *dialect) tables(ctx context.Context, on *sql.Tx) ([]*table, error) {
 			byName[t.name] = t
 			all = append(all, t)
 		}
-		t.columns = append(t.columns, column{name: row[1], boolean: row[2] == "boolean", sequence: row[3]})
+		t.columns = append(t.columns, column{name: row[1], boolean: row[2] == "boolean"})
 	})
 	if err != nil {
 		return nil, err

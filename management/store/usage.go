@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,17 +21,21 @@ const sumColumns = `connections, bytes_in, bytes_out, handshakes, post_quantum, 
 
 var inboxColumns = []string{
 	"tenant_id", "domain_id", "domain", "minute", "connections", "bytes_in", "bytes_out", "handshakes", "post_quantum", "hello_retries",
-	"refused", "detail",
+	"refused", "detail", "n",
 }
 
-// inboxRows are the counters of a report.
+// inboxKey is what a row of usage_inbox is known by.
+const inboxKey = `tenant_id, domain_id, minute, n`
+
+// inboxRows are the counters of a report. Their n is as good as unique: should a row have it already, the report is refused and comes again.
 func inboxRows(in *management.Ingest) [][]any {
 	rows := make([][]any, len(in.Usage))
+	n := rand.Int64N(1 << 62)
 	for i := range in.Usage {
 		u := &in.Usage[i]
 		rows[i] = []any{
 			u.TenantID, u.ID, u.Name, u.Minute.UnixMicro(), u.Connections, u.BytesIn, u.BytesOut, u.Handshakes, u.PostQuantum, u.HelloRetries,
-			u.Refused, detailText(&u.Detail),
+			u.Refused, detailText(&u.Detail), n + int64(i),
 		}
 	}
 	return rows
@@ -183,17 +188,14 @@ type usageRow struct {
 }
 
 // sweep is how far FoldUsage is on its way through the inbox, tenant by tenant and domain by domain: what was counted of one domain in
-// many reports becomes one change of each of its sums. A sweep takes what was there when it began, so that none keeps the others waiting.
+// many reports becomes one change of each of its sums. What comes for those that it has passed is for the next one.
 type sweep struct {
 	mu sync.Mutex // guards the rest, and lets one call fold at a time
 	sweepAt
 }
 
-type sweepAt struct {
-	tenant string // the first that is not folded yet,
-	domain string // and the first of its domains, by ID
-	last   int64  // the highest number of a row that belongs to the sweep; 0: a new one begins
-}
+// sweepAt is the first domain that is not folded yet. The zero value: a sweep begins.
+type sweepAt struct{ tenant, domain string }
 
 // FoldUsage moves rows of the inbox into the sums. One transaction does so at a time, since documents are read, added to and
 // written.
@@ -230,18 +232,14 @@ func (s *Store) OneWriter() bool { return s.d.name == SQLite }
 
 func (t *tx) foldUsage(from int64, limit int, at *sweepAt) (n int, err error) {
 	add := make(map[usageKey]*usageRow)
-	for fresh := false; n < limit && !fresh; {
-		if fresh = at.last == 0; fresh {
-			if err := t.get(`SELECT COALESCE(MAX(n), 0) FROM usage_inbox`, nil, &at.last); err != nil {
-				return 0, err
-			}
-		}
+	for all := false; n < limit && !all; {
+		all = *at == sweepAt{}
 		took, err := t.takeInbox(from, limit-n, at, add)
 		if err != nil {
 			return 0, err
 		}
 		if n += took; n < limit {
-			*at = sweepAt{} // that was all of it
+			*at = sweepAt{} // the sweep has ended
 		}
 	}
 	if n == 0 {
@@ -265,17 +263,23 @@ func (t *tx) foldUsage(from int64, limit int, at *sweepAt) (n int, err error) {
 
 var maxSum = strconv.Itoa(management.MaxSum)
 
-// takeInbox takes at most limit rows of a sweep out of the inbox, and adds them up.
-func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usageRow) (n int, err error) {
-	const some = ` FROM usage_inbox WHERE (tenant_id, domain_id) >= (?, ?) AND n <= ? ORDER BY tenant_id, domain_id, minute LIMIT ?`
-	which := `n IN (SELECT n` + some + `)`
-	if t.d.name == Postgres {
-		// Where the rows are, instead of by another index; and no join, of which one side would be guessed to be empty.
+// takeInbox returns what takes at most limit rows of a sweep out of the inbox.
+func takeInbox(d *dialect, at *sweepAt, limit int) (query string, args []any) {
+	const some = ` FROM usage_inbox WHERE (tenant_id, domain_id) >= (?, ?) ORDER BY tenant_id, domain_id, minute LIMIT ?`
+	which := `(` + inboxKey + `) IN (SELECT ` + inboxKey + some + `)`
+	if d.name == Postgres {
+		// Where the rows are, instead of by the index again; and no join, of which one side would be guessed to be empty.
 		which = `ctid = ANY (ARRAY(SELECT ctid` + some + `))`
 	}
+	return `DELETE FROM usage_inbox WHERE ` + which + ` RETURNING tenant_id, domain_id, domain, minute, ` + sumColumns + `, detail`,
+		[]any{at.tenant, at.domain, limit}
+}
+
+// takeInbox takes at most limit rows of a sweep, and adds them up.
+func (t *tx) takeInbox(from int64, limit int, at *sweepAt, add map[usageKey]*usageRow) (n int, err error) {
+	query, args := takeInbox(t.d, at, limit)
 	var detail details
-	err = t.each(`DELETE FROM usage_inbox WHERE `+which+`
-		RETURNING tenant_id, domain_id, domain, minute, `+sumColumns+`, detail`, []any{at.tenant, at.domain, at.last, limit}, func(rows *sql.Rows) error {
+	err = t.each(query, args, func(rows *sql.Rows) error {
 		var r usageRow
 		var domainID string
 		var minute int64
@@ -359,16 +363,61 @@ func (t *tx) CountDropped(from, to time.Time) (n int64, err error) {
 	return n, err
 }
 
-// DeleteUsageBefore removes old sums.
-func (t *tx) DeleteUsageBefore(step management.Step, before time.Time, limit int) (int, error) {
-	// step + 0 and start - 0 are what the index is made of that is for this alone.
-	n, err := t.exec(`DELETE FROM usage WHERE (domain_id, step, start) IN
-		(SELECT domain_id, step, start FROM usage WHERE step + 0 = ? AND start - 0 < ? ORDER BY start - 0 LIMIT ?)`, int(step), before.UnixMicro(), limit)
-	if err != nil {
-		return 0, err
+// FindOldUsage finds domains with old sums. It steps from one domain to the next in the order of the primary key.
+func (t *tx) FindOldUsage(age management.UsageAge, after string, limit int) (domains []string, last string, more bool, err error) {
+	var old []string
+	args := []any{after}
+	for step, before := range oldSteps(age) {
+		old = append(old, `EXISTS (SELECT 1 FROM usage WHERE usage.domain_id = of.id AND step = ? AND start < ?)`)
+		args = append(args, step, before)
 	}
-	totals, err := t.deleteTotalsBefore(step, before.UnixMicro(), limit)
-	return int(n) + totals, err
+	n := 0
+	err = t.each(`WITH RECURSIVE of(id) AS (
+			SELECT (SELECT MIN(domain_id) FROM usage WHERE domain_id > ?)
+			UNION ALL SELECT (SELECT MIN(usage.domain_id) FROM usage WHERE usage.domain_id > of.id) FROM of WHERE of.id IS NOT NULL
+		) SELECT id, `+strings.Join(old, ` OR `)+` FROM of WHERE id IS NOT NULL LIMIT ?`, append(args, limit), func(rows *sql.Rows) error {
+		var is bool
+		if err := rows.Scan(&last, &is); err != nil {
+			return err
+		}
+		if n++; is {
+			domains = append(domains, last)
+		}
+		return nil
+	})
+	return domains, last, n == limit, err
+}
+
+// oldSteps returns before when the sums of a step are old, by step.
+func oldSteps(age management.UsageAge) []int64 {
+	return []int64{
+		management.Minute: age.Minutes.UnixMicro(), management.Hour: age.Hours.UnixMicro(), management.Day: age.Days.UnixMicro(),
+	}
+}
+
+// DeleteUsageBefore removes old sums of some domains.
+func (t *tx) DeleteUsageBefore(age management.UsageAge, domains []string, limit int) (int, error) {
+	if len(domains) == 0 {
+		return 0, nil
+	}
+	query, args := deleteOldUsage(age, domains, limit)
+	n, err := t.exec(query, args...)
+	return int(n), err
+}
+
+func deleteOldUsage(age management.UsageAge, domains []string, limit int) (query string, args []any) {
+	var old []string
+	for step, before := range oldSteps(age) {
+		old = append(old, `SELECT domain_id, step, start FROM usage
+			WHERE domain_id IN (?`+strings.Repeat(`, ?`, len(domains)-1)+`) AND step = ? AND start < ?`)
+		for _, id := range domains {
+			args = append(args, id)
+		}
+		args = append(args, step, before)
+	}
+	// One SELECT around: else SQLite reads the whole table.
+	return `DELETE FROM usage WHERE (domain_id, step, start) IN
+		(SELECT domain_id, step, start FROM (` + strings.Join(old, ` UNION ALL `) + `) AS old LIMIT ?)`, append(args, limit)
 }
 
 // DeleteDroppedBefore removes old counts.
@@ -389,7 +438,7 @@ func (t *tx) DeleteUsageOf(tenantID, domainID string, limit int) (n int, err err
 	if err != nil {
 		return 0, err
 	}
-	inbox, err := t.exec(`DELETE FROM usage_inbox WHERE n IN (SELECT n FROM usage_inbox WHERE `+where+` LIMIT ?)`, append(args, limit)...)
+	inbox, err := t.exec(`DELETE FROM usage_inbox WHERE (`+inboxKey+`) IN (SELECT `+inboxKey+` FROM usage_inbox WHERE `+where+` LIMIT ?)`, append(args, limit)...)
 	return n + int(inbox), err
 }
 

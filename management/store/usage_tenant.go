@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pqproxy/caddy-pqproxy/management"
 )
@@ -143,9 +144,9 @@ func (t *tx) deleteTenantUsage(tenantID string, limit int) (removed int, err err
 	return removed, nil
 }
 
-// deleteTotalsBefore removes sums of tenants that are too old.
-func (t *tx) deleteTotalsBefore(step management.Step, before int64, limit int) (int, error) {
+// DeleteTotalsBefore removes sums of tenants that are too old.
+func (t *tx) DeleteTotalsBefore(step management.Step, before time.Time, limit int) (int, error) {
 	n, err := t.exec(`DELETE FROM usage_totals WHERE (tenant_id, step, start) IN
-		(SELECT tenant_id, step, start FROM usage_totals WHERE step + 0 = ? AND start - 0 < ? ORDER BY start - 0 LIMIT ?)`, int(step), before, limit)
+		(SELECT tenant_id, step, start FROM usage_totals WHERE step + 0 = ? AND start - 0 < ? ORDER BY start - 0 LIMIT ?)`, int(step), before.UnixMicro(), limit)
 	return int(n), err
 }

@@ -113,9 +113,28 @@ func TestTenantTotals(t *testing.T) {
 		if left := same("without one of the domains"); !strings.Contains(left, "{4 8 12 16 20 24 28}") || !strings.Contains(left, "{1000 ") || strings.Contains(left, "{100 ") {
 			t.Errorf("%s", left)
 		}
+		age, last := management.UsageAge{Hours: now.Add(-time.Hour)}, ""
+		var old []string
+		for more := true; more; {
+			view(t, s, func(tx *tx) (err error) {
+				var found []string
+				found, last, more, err = tx.FindOldUsage(age, last, 1)
+				old = append(old, found...)
+				return err
+			})
+		}
+		if want := []string{"one", "three"}; !slices.Equal(old, want) {
+			t.Errorf("of %q there is something old, want %q", old, want)
+		}
 		for removed := 1; removed > 0; {
 			update(t, s, func(tx *tx) (err error) {
-				removed, err = tx.DeleteUsageBefore(management.Hour, now.Add(-time.Hour), 1)
+				removed, err = tx.DeleteUsageBefore(age, old, 1)
+				return err
+			})
+		}
+		for removed := 1; removed > 0; {
+			update(t, s, func(tx *tx) (err error) {
+				removed, err = tx.DeleteTotalsBefore(management.Hour, age.Hours, 1)
 				return err
 			})
 		}
@@ -192,39 +211,66 @@ func TestUsageIsFoundByIndex(t *testing.T) {
 			"all domains, apart": {byDomain, "usage USING INDEX usage_of_tenant (tenant_id=? AND step=? AND start>? AND start<?)"},
 		} {
 			query, args := usageRows(&c.q)
-			view(t, s, func(tx *tx) error {
-				explain := `EXPLAIN QUERY PLAN `
-				if tx.d.name == Postgres {
-					explain = `EXPLAIN `
-					if _, err := tx.exec(`SET LOCAL enable_seqscan = off`); err != nil { // which is right where there is nothing
-						return err
-					}
-				}
-				plan := ""
-				rows, err := tx.on.QueryContext(t.Context(), explain+tx.d.rebind(query), args...)
-				if err != nil {
-					return err
-				}
-				defer rows.Close()
-				for rows.Next() {
-					var line string
-					to := []any{&line}
-					if tx.d.name == SQLite {
-						to = []any{new(int), new(int), new(int), &line}
-					}
-					if err := rows.Scan(to...); err != nil {
-						return err
-					}
-					plan += line + "\n"
-				}
-				if strings.Contains(plan, "SCAN") || strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "usage_inbox_of_domain") {
-					t.Errorf("%s: rows of others are read:\n%s", name, plan)
-				}
-				if tx.d.name == SQLite && !strings.Contains(plan, "SEARCH "+c.want) {
-					t.Errorf("%s: %s\nwant %s", name, plan, c.want)
-				}
-				return rows.Err()
-			})
+			plan := planOf(t, s, query, args)
+			inbox := "usage_inbox_pkey"
+			if s.d.name == SQLite {
+				inbox = "SEARCH usage_inbox USING PRIMARY KEY (tenant_id=?"
+			}
+			if readsAll(plan) || !strings.Contains(plan, inbox) {
+				t.Errorf("%s: rows of others are read:\n%s", name, plan)
+			}
+			if s.d.name == SQLite && !strings.Contains(plan, "SEARCH "+c.want) {
+				t.Errorf("%s: %s\nwant %s", name, plan, c.want)
+			}
 		}
 	})
+}
+
+// What goes on all the time beside the reports reads what it is to remove.
+func TestUsageIsRemovedByIndex(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *Store) {
+		take, takeArgs := takeInbox(s.d, &sweepAt{"a", "one"}, 10)
+		old, oldArgs := deleteOldUsage(management.UsageAge{}, []string{"one", "two"}, 10)
+		for query, args := range map[string][]any{take: takeArgs, old: oldArgs} {
+			if plan := planOf(t, s, query, args); readsAll(plan) {
+				t.Errorf("%s\n%s", query, plan)
+			}
+		}
+	})
+}
+
+func readsAll(plan string) bool {
+	return strings.Contains(plan, "SCAN ") || strings.Contains(plan, "Seq Scan")
+}
+
+// planOf returns how a query is to be run.
+func planOf(t *testing.T, s *Store, query string, args []any) (plan string) {
+	t.Helper()
+	update(t, s, func(tx *tx) error {
+		explain := `EXPLAIN QUERY PLAN `
+		if tx.d.name == Postgres {
+			explain = `EXPLAIN `
+			if _, err := tx.exec(`SET LOCAL enable_seqscan = off`); err != nil { // which is right where there is nothing
+				return err
+			}
+		}
+		rows, err := tx.on.QueryContext(t.Context(), explain+tx.d.rebind(query), args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var line string
+			to := []any{&line}
+			if tx.d.name == SQLite {
+				to = []any{new(int), new(int), new(int), &line}
+			}
+			if err := rows.Scan(to...); err != nil {
+				return err
+			}
+			plan += line + "\n"
+		}
+		return rows.Err()
+	})
+	return plan
 }

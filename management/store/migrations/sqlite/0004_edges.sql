@@ -78,13 +78,14 @@ CREATE TABLE edge_upstreams (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX edge_upstreams_by_edge ON edge_upstreams (edge, epoch);
 
--- What edges counted and nobody has added to usage yet. Reports only append here; sums are usage and this together.
+-- What edges counted and nobody has added to usage yet. Reports only put rows here; sums are usage and this together. n is any number.
+-- What is taken of it at a time lies side by side: in the order of their coming the rows of one domain would be on as many pages.
 CREATE TABLE usage_inbox (
-	n INTEGER PRIMARY KEY AUTOINCREMENT,
 	tenant_id     TEXT NOT NULL,
 	domain_id     TEXT NOT NULL,
-	domain        TEXT NOT NULL,
 	minute        INTEGER NOT NULL,
+	n             INTEGER NOT NULL,
+	domain        TEXT NOT NULL,
 	connections   INTEGER NOT NULL,
 	bytes_in      INTEGER NOT NULL,
 	bytes_out     INTEGER NOT NULL,
@@ -92,11 +93,12 @@ CREATE TABLE usage_inbox (
 	post_quantum  INTEGER NOT NULL,
 	hello_retries INTEGER NOT NULL,
 	refused       INTEGER NOT NULL,
-	detail        TEXT NOT NULL
-) STRICT;
-CREATE INDEX usage_inbox_of_domain ON usage_inbox (tenant_id, domain_id, minute);
+	detail        TEXT NOT NULL,
+	PRIMARY KEY (tenant_id, domain_id, minute, n)
+) STRICT, WITHOUT ROWID;
 
--- step: 0 a minute, 1 an hour, 2 a UTC day. Each connection is in one row of each step.
+-- step: 0 a minute, 1 an hour, 2 a UTC day. Each connection is in one row of each step. What is too old is looked for domain by
+-- domain: an index by age would be half of what a sum costs.
 CREATE TABLE usage (
 	domain_id     TEXT NOT NULL,
 	step          INTEGER NOT NULL,
@@ -114,9 +116,6 @@ CREATE TABLE usage (
 	PRIMARY KEY (domain_id, step, start)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_of_tenant ON usage (tenant_id, step, start);
--- For what is too old. Of expressions, so that no search of a tenant's uses it: PostgreSQL knows nothing of the hours since its last
--- statistics, takes all indexes for equally good there, and would read those of everybody.
-CREATE INDEX usage_by_age ON usage ((step + 0), (start - 0));
 
 -- The sums of all domains of a tenant, which change together with those of each: a tenant may have ten thousand.
 CREATE TABLE usage_totals (
@@ -132,6 +131,8 @@ CREATE TABLE usage_totals (
 	refused       INTEGER NOT NULL,
 	PRIMARY KEY (tenant_id, step, start)
 ) STRICT, WITHOUT ROWID;
+-- For what is too old. Of expressions, so that no search of a tenant's uses it: PostgreSQL knows nothing of the hours since its last
+-- statistics, takes all indexes for equally good there, and would read those of everybody.
 CREATE INDEX usage_totals_by_age ON usage_totals ((step + 0), (start - 0));
 
 -- Connection records that never came, by the hour in which an edge said so.
