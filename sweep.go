@@ -14,7 +14,8 @@ import (
 // that there is nothing to do about for a while is passed over without a look into storage.
 const (
 	sweepRest   = 10 * time.Minute
-	sweepBeside = 200 * time.Microsecond // rest after each look into storage
+	sweepBeside = 20 // times as long as a look into storage took, it rests after it,
+	sweepMost   = 10 * time.Millisecond
 )
 
 // sweepSoon begins the next sweep now.
@@ -72,7 +73,7 @@ func (s *certificates) look(e *entry) {
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
 	held, err := now.held(ctx, now.issuers, name)
-	time.Sleep(sweepBeside)
+	time.Sleep(min(sweepBeside*time.Since(at), sweepMost))
 	switch {
 	case err != nil:
 		if s.ctx.Err() == nil {
