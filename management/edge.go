@@ -232,6 +232,7 @@ func (p *Plane) edgeWorkers() []worker {
 	return []worker{
 		{name: "usage", every: foldEvery, run: p.foldUsage},
 		{name: "retention", every: time.Minute, run: p.retain},
+		{name: "old-sums", every: oldUsageEvery, run: p.retainUsage},
 		{name: "edge-statuses", every: refreshEvery, run: p.refreshTouched, here: true},
 		{name: "connection-tail", every: tailEvery, run: p.edges.tail.poll(p), here: true},
 	}

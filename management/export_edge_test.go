@@ -9,6 +9,7 @@ import (
 var (
 	FoldUsage        = (*Plane).foldUsage
 	Retain           = (*Plane).retain
+	RetainUsage      = (*Plane).retainUsage
 	RefreshTouched   = (*Plane).refreshTouched
 	StatesOnEdges    = (*Plane).edgeStates
 	PurgeDomain      = (*Plane).purgeDomain

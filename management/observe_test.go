@@ -417,6 +417,7 @@ func TestRetention(t *testing.T) {
 			t.Helper()
 			for _, work := range []func() error{
 				func() error { return management.FoldUsage(s.Plane, t.Context()) }, func() error { return management.Retain(s.Plane, t.Context()) },
+				func() error { return management.RetainUsage(s.Plane, t.Context()) },
 			} {
 				if err := work(); err != nil {
 					t.Fatal(err)

@@ -50,7 +50,12 @@ func (p *pace) rest(ctx context.Context, begun time.Time) error {
 	case took < p.time/2:
 		p.rows = min(p.rows*3/2, paceMost)
 	}
-	timer := time.NewTimer(took / 2)
+	return p.wait(ctx, begun)
+}
+
+// wait rests half as long as it is since begun.
+func (*pace) wait(ctx context.Context, begun time.Time) error {
+	timer := time.NewTimer(time.Since(begun) / 2)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -96,8 +101,7 @@ func (p *Plane) foldUsage(ctx context.Context) error {
 // retain removes what is older than it may be.
 func (p *Plane) retain(ctx context.Context) error {
 	now := p.now()
-	usage := now.Add(-p.cfg.Retention.Usage)
-	age := UsageAge{Minutes: now.Add(-minutesKept), Hours: usage, Days: usage.Add(-24 * time.Hour)}
+	age := p.usageAge(now)
 	update := func(fn func(tx Tx) (int, error)) func() (int, error) {
 		return func() (n int, err error) {
 			err = p.store.Update(ctx, func(tx Tx) error {
@@ -115,7 +119,7 @@ func (p *Plane) retain(ctx context.Context) error {
 		update(func(tx Tx) (int, error) { return tx.DeleteTotalsBefore(Minute, age.Minutes, pace.rows) }),
 		update(func(tx Tx) (int, error) { return tx.DeleteTotalsBefore(Hour, age.Hours, pace.rows) }),
 		update(func(tx Tx) (int, error) { return tx.DeleteTotalsBefore(Day, age.Days, pace.rows) }),
-		update(func(tx Tx) (int, error) { return 0, tx.DeleteDroppedBefore(usage) }),
+		update(func(tx Tx) (int, error) { return 0, tx.DeleteDroppedBefore(age.Hours) }),
 		update(func(tx Tx) (int, error) { return tx.DeleteEventsBefore(now.Add(-p.cfg.Retention.Audit), pace.rows) }),
 		update(func(tx Tx) (int, error) { return tx.DeleteOldStates(pace.rows) }),
 		update(func(tx Tx) (int, error) {
@@ -127,29 +131,35 @@ func (p *Plane) retain(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.retainUsage(ctx, age, pace); err != nil {
-		return err
-	}
 	return p.purge(ctx, pace)
 }
 
-// agesAtOnce is of how many domains it is asked at once how old their sums are.
-const agesAtOnce = 500
+// usageAge returns which sums are old.
+func (p *Plane) usageAge(now time.Time) UsageAge {
+	usage := now.Add(-p.cfg.Retention.Usage)
+	return UsageAge{Minutes: now.Add(-minutesKept), Hours: usage, Days: usage.Add(-24 * time.Hour)}
+}
 
-// retainUsage removes sums of domains that are too old. It looks at all domains, and keeps others from writing only while it removes.
-func (p *Plane) retainUsage(ctx context.Context, age UsageAge, pace *pace) error {
-	last := ""
+const (
+	oldUsageEvery  = time.Hour
+	oldUsageAtOnce = 100 // domains
+)
+
+// retainUsage removes sums of domains that are too old. It goes through all domains, for as long as that takes, and keeps others from
+// writing only while it removes.
+func (p *Plane) retainUsage(ctx context.Context) error {
+	age, pace, last := p.usageAge(p.now()), newPace(paceTime), ""
 	for more := true; more; {
 		var old []string
 		begun := time.Now()
 		err := p.store.View(ctx, func(tx Tx) (err error) {
-			old, last, more, err = tx.FindOldUsage(age, last, agesAtOnce)
+			old, last, more, err = tx.FindOldUsage(age, last, oldUsageAtOnce)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if err := pace.rest(ctx, begun); err != nil {
+		if err := pace.wait(ctx, begun); err != nil {
 			return err
 		}
 		if len(old) == 0 {

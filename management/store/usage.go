@@ -363,19 +363,11 @@ func (t *tx) CountDropped(from, to time.Time) (n int64, err error) {
 	return n, err
 }
 
-// FindOldUsage finds domains with old sums. It steps from one domain to the next in the order of the primary key.
+// FindOldUsage finds domains with old sums.
 func (t *tx) FindOldUsage(age management.UsageAge, after string, limit int) (domains []string, last string, more bool, err error) {
-	var old []string
-	args := []any{after}
-	for step, before := range oldSteps(age) {
-		old = append(old, `EXISTS (SELECT 1 FROM usage WHERE usage.domain_id = of.id AND step = ? AND start < ?)`)
-		args = append(args, step, before)
-	}
+	query, args := findOldUsage(age, after, limit)
 	n := 0
-	err = t.each(`WITH RECURSIVE of(id) AS (
-			SELECT (SELECT MIN(domain_id) FROM usage WHERE domain_id > ?)
-			UNION ALL SELECT (SELECT MIN(usage.domain_id) FROM usage WHERE usage.domain_id > of.id) FROM of WHERE of.id IS NOT NULL
-		) SELECT id, `+strings.Join(old, ` OR `)+` FROM of WHERE id IS NOT NULL LIMIT ?`, append(args, limit), func(rows *sql.Rows) error {
+	err = t.each(query, args, func(rows *sql.Rows) error {
 		var is bool
 		if err := rows.Scan(&last, &is); err != nil {
 			return err
@@ -386,6 +378,20 @@ func (t *tx) FindOldUsage(age management.UsageAge, after string, limit int) (dom
 		return nil
 	})
 	return domains, last, n == limit, err
+}
+
+// findOldUsage steps from one domain to the next in the order of the primary key.
+func findOldUsage(age management.UsageAge, after string, limit int) (query string, args []any) {
+	var old []string
+	args = []any{after}
+	for step, before := range oldSteps(age) {
+		old = append(old, `EXISTS (SELECT 1 FROM usage WHERE usage.domain_id = of.id AND step = ? AND start < ?)`)
+		args = append(args, step, before)
+	}
+	return `WITH RECURSIVE of(id) AS (
+			SELECT (SELECT MIN(domain_id) FROM usage WHERE domain_id > ?)
+			UNION ALL SELECT (SELECT MIN(usage.domain_id) FROM usage WHERE usage.domain_id > of.id) FROM of WHERE of.id IS NOT NULL
+		) SELECT id, ` + strings.Join(old, ` OR `) + ` FROM of WHERE id IS NOT NULL LIMIT ?`, append(args, limit)
 }
 
 // oldSteps returns before when the sums of a step are old, by step.
