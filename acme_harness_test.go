@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -206,3 +207,6 @@ func (d *testDNS) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	}
 	_ = w.WriteMsg(reply)
 }
+
+// sweep looks at every name once.
+func (s *certificates) sweep() { s.sweepOn(new(int), time.Hour) }

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -95,16 +96,17 @@ func (o *orders) want(name string, e *entry) {
 		one.cancelled, one.tenant = false, tenant
 	case one != nil && one.tenant == tenant:
 	case one != nil: // it is due, or waits, among those of the tenant before
-		moved := &order{name: name, tenant: tenant, attempts: one.attempts, refused: one.refused, next: one.next, last: one.last,
+		moved := &order{name: one.name, tenant: tenant, attempts: one.attempts, refused: one.refused, next: one.next, last: one.last,
 			told: one.told, unsaved: one.unsaved, place: -1}
 		o.drop(one)
-		o.byName[name] = moved
+		o.byName[one.name] = moved
 		if moved.next.After(time.Now()) {
 			o.wait(moved)
 		} else {
 			o.ready(moved)
 		}
 	case o.room(tenant):
+		name = strings.Clone(name) // it may be part of something large
 		one = &order{name: name, tenant: tenant, place: -1}
 		o.byName[name] = one
 		o.ready(one)

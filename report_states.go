@@ -242,7 +242,7 @@ func (t *toldStates) lookAtAll() {
 			t.unsettled = append(t.unsettled, strings.Clone(name))
 		} else if now.cheap != 0 {
 			told.cheap = now.cheap
-			t.names[name] = told
+			t.names[strings.Clone(name)] = told
 		}
 	}
 	for name := range t.names {

@@ -3,6 +3,7 @@ package pqproxy
 import (
 	"context"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,7 +15,8 @@ import (
 // that there is nothing to do about for a while is passed over without a look into storage.
 const (
 	sweepRest   = 10 * time.Minute
-	sweepBeside = 20 // times as long as a look into storage took, it rests after it,
+	sweepSlice  = 30 * time.Second // after so long it sees whether there are new names
+	sweepBeside = 20               // times as long as a look into storage took, it rests after it,
 	sweepMost   = 10 * time.Millisecond
 )
 
@@ -31,35 +33,62 @@ func (s *certificates) sweepForever() {
 	rest := time.NewTimer(0)
 	defer rest.Stop()
 	var said noticed
+	var tended time.Time
+	at := 0 // the shard that comes next
 	for {
+		hurried := false
 		select {
-		case <-s.ctx.Done():
-			return
-		case <-rest.C:
-		case <-s.hurry:
+		case <-s.hurry: // before what goes on
+			hurried = true
+		default:
+			select {
+			case <-s.ctx.Done():
+				return
+			case <-rest.C:
+			case <-s.hurry:
+				hurried = true
+			}
 		}
-		said = s.lookAtPairs(said)
-		s.staples.tend()
-		s.sweep()
-		rest.Reset(s.rest - rand.N(s.rest/4+1))
+		if time.Since(tended) >= s.rest/2 {
+			said = s.lookAtPairs(said)
+			s.staples.tend()
+			tended = time.Now()
+		}
+		if hurried { // new names may be anywhere; those that are known take next to no time
+			s.sweepOn(new(int), sweepRest)
+		}
+		if s.sweepOn(&at, sweepSlice) {
+			rest.Reset(s.rest - rand.N(s.rest/4+1))
+		} else {
+			rest.Reset(0)
+		}
 	}
 }
 
-// sweep looks at every name once.
-func (s *certificates) sweep() {
+// sweepOn looks at names, shard after shard of the table, until it has come to the end, from where a new sweep begins, or the time is
+// over. Whatever others change, all names have their turn.
+func (s *certificates) sweepOn(at *int, most time.Duration) (all bool) {
 	var pace pace.Pace
-	for e := range s.owner.table.Load().all {
-		if s.ctx.Err() != nil {
-			return
+	for begun := time.Now(); *at < tableShards; {
+		for _, slot := range s.owner.table.Load().shards[*at].slots {
+			if s.ctx.Err() != nil {
+				return false
+			}
+			pace.Step()
+			switch e := slot.e; {
+			case e == nil:
+			case e.wantsIssued():
+				s.look(e)
+			case e.certificate == fromInternal:
+				s.lookInternal(e.name())
+			}
 		}
-		pace.Step()
-		switch {
-		case e.wantsIssued():
-			s.look(e)
-		case e.certificate == fromInternal:
-			s.lookInternal(e.name())
+		if *at++; time.Since(begun) > most {
+			return false
 		}
 	}
+	*at = 0
+	return true
 }
 
 // look sees whether a name has a certificate in storage that needs no renewal, and has it obtained or renewed
@@ -69,6 +98,7 @@ func (s *certificates) look(e *entry) {
 	if s.orders.has(name) || !s.known.lookDue(name, at) && !s.revoked(name) {
 		return
 	}
+	name = strings.Clone(name) // it is part of something large, and stays
 	now := s.config.Load()
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
@@ -107,7 +137,7 @@ func (s *certificates) lookInternal(name string) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
-	now := s.config.Load()
+	now, name := s.config.Load(), strings.Clone(name)
 	held, err := s.local(ctx, now, name)
 	if err != nil {
 		now.logger.Error("renewing a certificate of the local CA", zap.String(keyDomain, name), zap.Error(err))

@@ -157,6 +157,27 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestSweepGoesOn sweeps in slices: each goes on where the one before has ended, though nothing that was looked at is known for that.
+func TestSweepGoesOn(t *testing.T) {
+	s, st, _ := aheadState(t)
+	names := make([]string, 50)
+	for i := range names {
+		names[i] = fmt.Sprintf("n%d.example.com", i)
+	}
+	s.certs.orders.close() // nobody's can be ordered
+	serveDomains(t, s, "", "192.0.2.1:1", domain.Certificate{}, names...)
+	before, at, slices := st.count("Load"), 0, 1
+	for ; !s.certs.sweepOn(&at, -1); slices++ {
+	}
+	looks := st.count("Load") - before
+	if before = st.count("Load"); slices != tableShards+1 || at != 0 {
+		t.Errorf("%d slices, and the next sweep begins at %d", slices, at)
+	}
+	if s.certs.sweep(); looks < len(names) || looks != st.count("Load")-before {
+		t.Errorf("%d looks in slices, %d at once", looks, st.count("Load")-before)
+	}
+}
+
 // TestSweepFindsTheOthers has more names in a change than are looked at one by one.
 func TestSweepFindsTheOthers(t *testing.T) {
 	s, _ := newStoredState(t)
