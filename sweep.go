@@ -49,7 +49,7 @@ func (s *certificates) sweepForever() {
 				hurried = true
 			}
 		}
-		if time.Since(tended) >= s.rest/2 {
+		if hurried || time.Since(tended) >= s.rest/2 {
 			said = s.lookAtPairs(said)
 			s.staples.tend()
 			tended = time.Now()
