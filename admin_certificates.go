@@ -35,7 +35,7 @@ const maxIssuer = 256
 
 // certificateState describes the certificate that an entry, whose domain is d, is served with, as far as that is known
 // without a look into storage.
-func (s *state) certificateState(e *entry, d *domain.Domain) certificateState {
+func (s *state) certificateState(e entry, d *domain.Domain) certificateState {
 	state := certificateState{Source: d.Certificate.Source}
 	leaf, err := s.leafOf(e, d)
 	utc := func(t time.Time) *time.Time { t = t.UTC(); return &t }
@@ -55,7 +55,7 @@ func (s *state) certificateState(e *entry, d *domain.Domain) certificateState {
 }
 
 // judge returns the state of a certificate and what is wrong with it.
-func (s *state) judge(e *entry, c certificateState, leaf *x509.Certificate, err error, order orderReport) (state, fault string) {
+func (s *state) judge(e entry, c certificateState, leaf *x509.Certificate, err error, order orderReport) (state, fault string) {
 	now := time.Now()
 	switch {
 	case err != nil:
@@ -105,8 +105,8 @@ func (o *orders) report(name string) orderReport {
 
 // leafOf returns the server's own certificate: the one in memory, or that of a pair, whose key, which takes long to parse,
 // is not looked at. It returns nil where there is none in memory.
-func (s *state) leafOf(e *entry, d *domain.Domain) (*x509.Certificate, error) {
-	if r := e.route.Load(); r != nil && r.pairError != nil {
+func (s *state) leafOf(e entry, d *domain.Domain) (*x509.Certificate, error) {
+	if r := e.route(); r != nil && r.pairError != nil {
 		return nil, r.pairError
 	}
 	var own *x509.Certificate
@@ -126,13 +126,13 @@ func (s *state) leafOf(e *entry, d *domain.Domain) (*x509.Certificate, error) {
 }
 
 // servesOwn reports whether a name is served with the tenant's own pair, whatever else there may be.
-func (s *state) servesOwn(e *entry) bool {
+func (s *state) servesOwn(e entry) bool {
 	return e.certificate == fromTenant || e.certificate == fromTenantOrACME && time.Now().Before(e.pairEnds.time())
 }
 
 // ends returns when the certificate that a name is served with expires, if that is known. It reads no record, since a
 // million names are asked for one page.
-func (s *state) ends(e *entry) (time.Time, bool) {
+func (s *state) ends(e entry) (time.Time, bool) {
 	if !s.servesOwn(e) {
 		if notAfter, ok := s.certs.known.of(e.name()); ok {
 			return notAfter, true
@@ -157,14 +157,14 @@ func (q *adminRequest) listCertificates() error {
 	if err != nil {
 		return err
 	}
-	wanted := func(*entry) bool { return true }
+	wanted := func(entry) bool { return true }
 	if text, ok := q.query["expiring_within"]; ok {
 		within, err := caddy.ParseDuration(text)
 		if err != nil || within < 0 {
 			return apiError(http.StatusBadRequest, "query: expiring_within is %s; give a duration such as 30d or 12h", quoteShort(text))
 		}
 		until := time.Now().Add(within)
-		wanted = func(e *entry) bool {
+		wanted = func(e entry) bool {
 			ends, ok := q.state.ends(e)
 			return ok && ends.Before(until)
 		}

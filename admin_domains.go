@@ -47,7 +47,7 @@ func shown(d *domain.Domain) *domain.Domain {
 }
 
 // show describes the name of an entry; full, with what the entry shadows.
-func (s *state) show(e *entry, full bool) *domainAnswer {
+func (s *state) show(e entry, full bool) *domainAnswer {
 	d := e.domain()
 	a := &domainAnswer{
 		Domain: shown(d), Source: e.source.source(), Warnings: d.Warnings(), Certificate: s.certificateState(e, d),
@@ -55,7 +55,7 @@ func (s *state) show(e *entry, full bool) *domainAnswer {
 	if full {
 		a.Warnings = append(a.Warnings, pairWarnings(d)...)
 	}
-	for below := e.next; below != nil; below = below.next {
+	for below := e.below(); !below.none(); below = below.below() {
 		a.Shadows = append(a.Shadows, below.source.source())
 		if full {
 			a.Shadowed = append(a.Shadowed, shadowedDomain{below.source.source(), shown(below.domain())})
@@ -66,8 +66,8 @@ func (s *state) show(e *entry, full bool) *domainAnswer {
 
 // namesAfter selects up to limit entries whose names follow a name, in order of names. more says that there are others
 // behind them. It goes over the table without holding up anybody.
-func (q *adminRequest) namesAfter(t *table, after string, limit int, wanted func(*entry) bool) (list []*entry, more bool, err error) {
-	first := lowest[*entry]{n: limit + 1, compare: func(a, b *entry) int { return strings.Compare(a.name(), b.name()) }}
+func (q *adminRequest) namesAfter(t *table, after string, limit int, wanted func(entry) bool) (list []entry, more bool, err error) {
+	first := lowest[entry]{n: limit + 1, compare: func(a, b entry) int { return strings.Compare(a.name(), b.name()) }}
 	var pace pace.Pace
 	for e := range t.all {
 		if pace.Step(); q.r.Context().Err() != nil {
@@ -83,11 +83,11 @@ func (q *adminRequest) namesAfter(t *table, after string, limit int, wanted func
 
 // ofTenant returns what tells the entries of a tenant. It looks at the text, where the tenant follows the name: reading a
 // million records for one page would take seconds.
-func ofTenant(tenant string) func(*entry) bool {
+func ofTenant(tenant string) func(entry) bool {
 	const before, behind = namePrefix + `"`, `"upstreams":`
 	text := string((&domain.Domain{Tenant: tenant}).AppendJSON(nil)) // {"name":"","tenant":"acme","upstreams":null}
 	member := strings.TrimSuffix(strings.TrimPrefix(text, before), "null}")
-	return func(e *entry) bool { return strings.HasPrefix(e.body[len(before)+int(e.nameLen):], member) }
+	return func(e entry) bool { return strings.HasPrefix(e.body()[len(before)+int(e.nameLen):], member) }
 }
 
 // listBytes is when a page ends before its limit: a record may have a megabyte.
@@ -103,7 +103,7 @@ func (q *adminRequest) listDomains() error {
 	if err != nil {
 		return err
 	}
-	wanted := func(*entry) bool { return true }
+	wanted := func(entry) bool { return true }
 	if tenant, ok := q.query["tenant"]; ok {
 		wanted = ofTenant(tenant)
 	}
@@ -121,7 +121,7 @@ func (q *adminRequest) listDomains() error {
 
 // domainPage returns the JSON of a page, which has at least one entry of a list that has any, and further ones while it
 // has at most so many bytes. more says that there are others behind the list.
-func (s *state) domainPage(list []*entry, more bool, most int) ([]byte, error) {
+func (s *state) domainPage(list []entry, more bool, most int) ([]byte, error) {
 	body := []byte(`{"domains":[`)
 	for i, e := range list {
 		one, err := encodeJSON(s.show(e, false))
@@ -164,7 +164,7 @@ func (q *adminRequest) getDomain() error {
 		return err
 	}
 	e := q.state.table.Load().named(name)
-	if e == nil {
+	if e.none() {
 		return noSuchDomain(name)
 	}
 	return q.showDomain(http.StatusOK, e)
@@ -174,7 +174,7 @@ func noSuchDomain(name string) error {
 	return apiError(http.StatusNotFound, "there is no domain %s", name)
 }
 
-func (q *adminRequest) showDomain(status int, e *entry) error {
+func (q *adminRequest) showDomain(status int, e entry) error {
 	body, err := encodeJSON(q.state.show(e, true))
 	if err != nil {
 		return err
@@ -206,7 +206,7 @@ func (q *adminRequest) putDomain() error {
 	}
 	done, err := q.state.apply(c, func(now *table) error {
 		e := now.named(name)
-		return q.mayWrite(domainTag(name, e), e.of(rankAdmin) != nil)
+		return q.mayWrite(domainTag(name, e), !e.of(rankAdmin).none())
 	})
 	if err != nil {
 		return err
@@ -219,7 +219,7 @@ func (q *adminRequest) putDomain() error {
 		status = http.StatusCreated
 	}
 	// As it was put: who has changed it since must not hand its ETag to this client.
-	return q.showDomain(status, q.state.table.Load().named(name).with(rankAdmin, newEntry(d, rankAdmin)))
+	return q.showDomain(status, q.state.table.Load().named(name).with(new(room), rankAdmin, newEntry(d, rankAdmin)))
 }
 
 // refusedRecord is a record that was refused, with all its faults. Nothing has been applied, so nobody else counts it.
@@ -280,11 +280,11 @@ func (q *adminRequest) deleteDomain() error {
 	c.remove(name)
 	_, err = q.state.apply(c, func(now *table) error {
 		switch e := now.named(name); {
-		case e == nil:
+		case e.none():
 			return noSuchDomain(name)
-		case e.of(rankAdmin) == nil && e.source == rankStatic:
+		case e.of(rankAdmin).none() && e.source == rankStatic:
 			return apiError(http.StatusConflict, "%s is of source static, not admin; change Caddy's configuration", name)
-		case e.of(rankAdmin) == nil:
+		case e.of(rankAdmin).none():
 			return apiError(http.StatusConflict, "%s is of source %s, not admin; change it in the management plane, or PUT a suspended one in front of it", name, e.source.source())
 		default:
 			return q.mayWrite(domainTag(name, e), true)

@@ -282,11 +282,13 @@ func TestAdminPaging(t *testing.T) {
 func TestAdminPageBytes(t *testing.T) {
 	const total, most = 30, 5000
 	s := newTestState(t)
-	var list []*entry
+	var list []entry
 	for i := range total {
 		list = append(list, newEntry(typical(i), rankRemote))
 	}
-	list[7].body = strings.Replace(list[7].body, "tenant-0007\"", "tenant-0007"+strings.Repeat("x", most)+"\"", 1) // more than a page has
+	long := typical(7)
+	long.Tenant += strings.Repeat("x", most) // more than a page has
+	list[7] = newEntry(long, rankRemote)
 	pages := 0
 	for left := list; len(left) > 0; pages++ {
 		body, err := s.domainPage(left, false, most)

@@ -105,14 +105,14 @@ func FuzzAdminDomain(f *testing.F) {
 			t.Fatal(err)
 		}
 		normal, err := domain.NormalName(name)
-		if err != nil || shown.Domain.Name != normal || s.table.Load().named(normal).of(rankAdmin) == nil {
+		if err != nil || shown.Domain.Name != normal || s.table.Load().named(normal).of(rankAdmin).none() {
 			t.Fatalf("%q was put as %q: %v", name, shown.Domain.Name, err)
 		}
 		etag := w.Header().Get("ETag")
 		again := httptest.NewRequest("DELETE", "/pqproxy/domains/x", nil)
 		again.URL.Path = adminDomain + name
 		again.Header.Set("If-Match", etag)
-		if w := unchangedBy(t, s, serve, again); w.Code != http.StatusNoContent || s.table.Load().named(normal).of(rankAdmin) != nil {
+		if w := unchangedBy(t, s, serve, again); w.Code != http.StatusNoContent || !s.table.Load().named(normal).of(rankAdmin).none() {
 			t.Fatalf("it cannot be removed: %d %s", w.Code, w.Body)
 		}
 	})
@@ -135,7 +135,7 @@ func FuzzAdminSet(f *testing.F) {
 		}
 		others := func() (n int) {
 			for e := range s.table.Load().all {
-				if e.of(rankStatic) != nil || e.of(rankRemote) != nil {
+				if !e.of(rankStatic).none() || !e.of(rankRemote).none() {
 					n++
 				}
 			}

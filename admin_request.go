@@ -198,9 +198,9 @@ func digestOf(parts ...string) string {
 func setTag(version uint64) string { return digestOf("set", strconv.FormatUint(version, 10)) }
 
 // domainTag is the first part of the ETag of a domain whose entries are e and what it shadows.
-func domainTag(name string, e *entry) string {
-	if own := e.of(rankAdmin); own != nil {
-		return digestOf("domain", name, own.body)
+func domainTag(name string, e entry) string {
+	if own := e.of(rankAdmin); !own.none() {
+		return digestOf("domain", name, own.body())
 	}
 	return digestOf("domain", name)
 }

@@ -130,11 +130,11 @@ func (s *state) conflicts(most int) conflictList {
 	t := s.table.Load()
 	for _, name := range first.sorted() {
 		e := t.named(name)
-		if e == nil || e.next == nil { // it is being changed
+		if e.none() || e.below().none() { // it is being changed
 			continue
 		}
 		one := conflict{Name: name, Source: e.source.source()}
-		for below := e.next; below != nil; below = below.next {
+		for below := e.below(); !below.none(); below = below.below() {
 			one.Shadows = append(one.Shadows, below.source.source())
 		}
 		found.List = append(found.List, one)

@@ -3,7 +3,6 @@ package pqproxy
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"slices"
 	"strings"
 	"time"
@@ -52,25 +51,86 @@ func (s *state) newChangeSet(source sourceRank, full bool, policy *netpolicy.Pol
 
 // staged are changes, in the shards of the table, so that apply goes through both side by side. A name is staged once: who
 // reads a set sees to that.
-type staged [tableShards][]stagedChange
+type staged [tableShards]*stagedShard
 
-// stagedChange is what is to become of a name. A nil entry: it is to go.
+// stagedShard are the changes of one shard. nil: none.
+type stagedShard struct {
+	changes []stagedChange
+	room    room     // for new entries
+	pieces  []*piece // where entries are
+	gone    []string // names that are to go
+}
+
+// stagedChange is what is to become of a name. Like slot, it has no pointer.
 type stagedChange struct {
-	hash uint64
-	name string
-	e    *entry
+	hash  uint64
+	piece uint32 // in pieces, counted from 1; 0: the name is to go
+	at    uint32 // in the piece, or in gone
 }
 
-func (s *staged) add(name string, e *entry) {
-	hash := hashOf(name)
-	shard := &s[shardOf(hash)]
-	*shard = append(*shard, stagedChange{hash, name, e})
+// of returns the changes of names of a hash.
+func (s *staged) of(hash uint64) *stagedShard {
+	at := &s[shardOf(hash)]
+	if *at == nil {
+		*at = new(stagedShard)
+	}
+	return *at
 }
 
-func (s *staged) find(name string) (shard *[]stagedChange, at int) {
+// put stages a new entry of a domain whose JSON is known.
+func (s *staged) put(d *domain.Domain, body []byte, source sourceRank) {
+	hash := hashOf(d.Name)
+	shard := s.of(hash)
+	shard.add(hash, shard.room.entry(d, body, source))
+}
+
+// same stages an entry that there is.
+func (s *staged) same(e entry) {
+	hash := hashOf(e.name())
+	s.of(hash).add(hash, e)
+}
+
+// remove stages that a name is to go.
+func (s *staged) remove(name string) {
 	hash := hashOf(name)
-	shard = &s[shardOf(hash)]
-	return shard, slices.IndexFunc(*shard, func(c stagedChange) bool { return c.hash == hash && c.name == name })
+	shard := s.of(hash)
+	shard.gone = append(shard.gone, name)
+	shard.changes = append(shard.changes, stagedChange{hash: hash, at: uint32(len(shard.gone) - 1)})
+}
+
+func (s *stagedShard) add(hash uint64, e entry) {
+	if n := len(s.pieces); n == 0 || s.pieces[n-1] != e.in {
+		s.pieces = append(s.pieces, e.in)
+	}
+	s.changes = append(s.changes, stagedChange{hash, uint32(len(s.pieces)), uint32(e.at)})
+}
+
+// entry returns what a name is to have; none: it is to go.
+func (s *stagedShard) entry(c *stagedChange) entry {
+	if c.piece == 0 {
+		return entry{}
+	}
+	p := s.pieces[c.piece-1]
+	return entry{&p.facts[c.at], p}
+}
+
+func (s *stagedShard) name(c *stagedChange) string {
+	if c.piece == 0 {
+		return s.gone[c.at]
+	}
+	return s.entry(c).name()
+}
+
+func (s *staged) find(name string) (shard *stagedShard, at int) {
+	hash := hashOf(name)
+	if shard = s[shardOf(hash)]; shard != nil {
+		for i := range shard.changes {
+			if c := &shard.changes[i]; c.hash == hash && shard.name(c) == name {
+				return shard, i
+			}
+		}
+	}
+	return nil, -1
 }
 
 func (s *staged) has(name string) bool {
@@ -80,24 +140,25 @@ func (s *staged) has(name string) bool {
 
 func (s *staged) drop(name string) {
 	if shard, at := s.find(name); at >= 0 {
-		*shard = slices.Delete(*shard, at, at+1)
+		shard.changes = slices.Delete(shard.changes, at, at+1)
 	}
 }
 
 func (s *staged) empty() bool {
-	for i := range s {
-		if len(s[i]) > 0 {
-			return false
-		}
+	for range s.names {
+		return false
 	}
 	return true
 }
 
-// all yields the changes, shard by shard.
-func (s *staged) all(yield func(stagedChange) bool) {
-	for i := range s {
-		for _, change := range s[i] {
-			if !yield(change) {
+// names yields the names, shard by shard.
+func (s *staged) names(yield func(string) bool) {
+	for _, shard := range s {
+		if shard == nil {
+			continue
+		}
+		for i := range shard.changes {
+			if !yield(shard.name(&shard.changes[i])) {
 				return
 			}
 		}
@@ -109,22 +170,22 @@ func (s *staged) all(yield func(stagedChange) bool) {
 func (c *changeSet) put(d *domain.Domain) error {
 	c.pace.Step()
 	c.json = d.AppendJSON(c.json[:0])
-	if had := c.owner.table.Load().named(d.Name).of(c.source); had != nil && had.body == string(c.json) {
-		c.changes.add(had.name(), had)
+	if had := c.owner.table.Load().named(d.Name).of(c.source); !had.none() && had.body() == string(c.json) {
+		c.changes.same(had)
 		return nil
 	}
 	if err := c.check(d); err != nil {
 		c.refuse(d.Name, err)
 		return err
 	}
-	c.changes.add(d.Name, entryOf(d, string(c.json), c.source))
+	c.changes.put(d, c.json, c.source)
 	return nil
 }
 
 // remove stages that a name is to go.
 func (c *changeSet) remove(name string) {
 	c.pace.Step()
-	c.changes.add(name, nil)
+	c.changes.remove(name)
 }
 
 // check judges what depends on this edge and on the time.
@@ -178,33 +239,6 @@ func refusals(name string, err error) []refusal {
 	return list
 }
 
-// newEntry makes the entry of a domain in normal form.
-func newEntry(d *domain.Domain, source sourceRank) *entry {
-	return entryOf(d, string(d.AppendJSON(nil)), source)
-}
-
-// entryOf makes the entry of a domain whose JSON is known.
-func entryOf(d *domain.Domain, body string, source sourceRank) *entry {
-	return &entry{
-		body: body, source: source, nameLen: uint8(len(d.Name)), security: securityOf(d),
-		checked: d.HealthCheck != nil, certificate: certKindOf(d), pairEnds: pairEndsOf(d),
-	}
-}
-
-// securityOf digests what the sessions of a domain depend on. An ACME renewal changes nothing here.
-func securityOf(d *domain.Domain) uint64 {
-	var h maphash.Hash
-	h.SetSeed(nameSeed)
-	for _, text := range []string{d.Tenant, string(d.PostQuantum), d.Certificate.ChainPEM, d.Certificate.KeyPEM} {
-		_, _ = h.WriteString(text)
-		_ = h.WriteByte(0) // which none of them has
-	}
-	if d.Suspended {
-		_ = h.WriteByte(1)
-	}
-	return h.Sum64()
-}
-
 // outcome is what apply did with a change set.
 type outcome struct {
 	Added     int       `json:"added"`
@@ -215,10 +249,15 @@ type outcome struct {
 	Rejects   []refusal `json:"rejections,omitempty"` // the first of them
 }
 
-// changed is what became of one name: what served it before, and what does now. nil: nothing.
-type changed struct {
-	name        string
-	before, now *entry
+// changed is what became of one name: what served it before, and what does now.
+type changed struct{ before, now entry }
+
+// name is as entry's.
+func (c changed) name() string {
+	if c.now.none() {
+		return c.before.name()
+	}
+	return c.now.name()
 }
 
 // changes are a list of changed in pieces: one of a million names in one piece would be copied again and again as it
@@ -274,45 +313,55 @@ func (s *state) applyLocked(c *changeSet) outcome {
 		c.removeUnlisted(old)
 	}
 	next := *old
-	var own [tableShards]bool // shards of next that are no longer those of old
 	done := outcome{Rejected: c.refusedCount, Rejects: c.refused}
 	var changes changes
-	for change := range c.changes.all {
-		c.pace.Step()
-		hash, name, put := change.hash, change.name, change.e
-		had := next.at(hash, name)
-		prev := had.of(c.source)
-		switch {
-		case put == nil && prev == nil:
+	for i, staged := range c.changes {
+		if staged == nil {
 			continue
-		case put != nil && prev != nil && put.body == prev.body:
-			done.Unchanged++
-			continue
-		case put == nil:
-			done.Removed++
-		case prev == nil:
-			done.Added++
-		default:
-			done.Changed++
 		}
-		if i := shardOf(hash); !own[i] {
-			own[i] = true
-			next.shards[i] = next.shards[i].clone()
+		own := false // the shard of next is no longer that of old
+		shard := &next.shards[i]
+		for k := range staged.changes {
+			c.pace.Step()
+			change := &staged.changes[k]
+			hash, name, put := change.hash, staged.name(change), staged.entry(change)
+			had := next.at(hash, name)
+			prev := had.of(c.source)
+			switch {
+			case put.none() && prev.none():
+				continue
+			case !put.none() && !prev.none() && put.body() == prev.body():
+				done.Unchanged++
+				continue
+			case put.none():
+				done.Removed++
+			case prev.none():
+				done.Added++
+			default:
+				done.Changed++
+			}
+			if !own {
+				own = true
+				*shard = shard.clone()
+			}
+			now := had.with(&staged.room, c.source, put)
+			fresh := !put.none() && put.epoch == 0 // it is in no table yet
+			if fresh {
+				put.epoch = epochs.Add(1)
+			}
+			now = settle(&staged.room, had, now, fresh && now.source == c.source)
+			next.replace(hash, had, now)
+			s.noteShadowed(name, had, now)
+			if had.none() || now.none() || had.epoch != now.epoch || had.source != now.source || had.body() != now.body() {
+				changes.add(changed{had, now})
+			}
 		}
-		now := settle(had, had.with(c.source, put))
-		next.replace(hash, had, now)
-		s.noteShadowed(name, had, now)
-		if had == nil || now == nil || had.body != now.body || had.epoch != now.epoch || had.source != now.source {
-			changes.add(changed{name, had, now})
+		if own {
+			shard.tidy()
 		}
 	}
 	if c.source == rankAdmin && done.Added+done.Changed+done.Removed > 0 {
 		next.adminVersion++
-	}
-	for i := range own {
-		if own[i] {
-			next.shards[i].shrink()
-		}
 	}
 	s.table.Store(&next)
 	s.noteRejects(c)
@@ -327,32 +376,39 @@ func (s *state) applyLocked(c *changeSet) outcome {
 	s.endAffected(&changes)
 	s.certs.follow(&changes)
 	s.health.follow(&changes)
+	for c := range changes.all {
+		if !c.before.none() {
+			c.before.forget() // where it is some are that stay
+		}
+	}
 	return done
 }
 
 // settle gives the entry that serves a name from now on its epoch: that of the one before if sessions of that may be
-// resumed, else a new one.
-func settle(had, now *entry) *entry {
-	if now == nil {
-		return nil
+// resumed, else a new one. What is fresh is in no table yet and has a new one.
+func settle(r *room, had, now entry, fresh bool) entry {
+	if now.none() {
+		return now
 	}
-	var epoch uint64
-	if had != nil && had.security == now.security {
+	epoch := now.epoch
+	if !had.none() && had.security == now.security {
 		epoch = had.epoch
-	} else {
+	} else if !fresh {
 		epoch = epochs.Add(1)
 	}
 	if now.epoch != epoch {
-		now = now.before(now.next) // it may be in the table that is read from now
+		if !fresh { // it may be in the table that is read from now
+			now = r.copy(now)
+			now.forget()
+		}
 		now.epoch = epoch
-		now.route.Store(nil)
 	}
 	return now
 }
 
 // replace puts what serves a name now in place of what did. The name's shard must be this table's own.
-func (t *table) replace(hash uint64, had, now *entry) {
-	count := func(e *entry, n int) {
+func (t *table) replace(hash uint64, had, now entry) {
+	count := func(e entry, n int) {
 		t.size += n
 		t.live[e.source] += n
 		if strings.HasPrefix(e.name(), "*.") {
@@ -360,10 +416,10 @@ func (t *table) replace(hash uint64, had, now *entry) {
 		}
 	}
 	shard := &t.shards[shardOf(hash)]
-	if had != nil {
+	if !had.none() {
 		count(had, -1)
 	}
-	if now == nil {
+	if now.none() {
 		shard.remove(hash, had.name())
 		return
 	}
@@ -378,18 +434,21 @@ func (c *changeSet) removeUnlisted(old *table) {
 		shard := &old.shards[i]
 		mentioned = slices.Grow(mentioned[:0], len(shard.slots))[:len(shard.slots)]
 		clear(mentioned)
-		for _, change := range c.changes[i] {
-			if at, ok := shard.search(change.hash, change.name); ok {
-				mentioned[at] = true
+		if staged := c.changes[i]; staged != nil {
+			for k := range staged.changes {
+				if at, ok := shard.search(staged.changes[k].hash, staged.name(&staged.changes[k])); ok {
+					mentioned[at] = true
+				}
 			}
 		}
-		for at, slot := range shard.slots {
+		for at := range shard.slots {
 			c.pace.Step()
-			if slot.e == nil || mentioned[at] || slot.e.of(c.source) == nil {
+			e := shard.entry(&shard.slots[at])
+			if e.none() || mentioned[at] || e.of(c.source).none() {
 				continue
 			}
-			if name := slot.e.name(); !c.keep[name] {
-				c.changes.add(name, nil)
+			if name := e.name(); !c.keep[name] {
+				c.changes.remove(name)
 			}
 		}
 	}
@@ -401,7 +460,7 @@ func (c *changeSet) endsAll(now *table) bool {
 		return false
 	}
 	for name := range c.keep {
-		if now.named(name).of(c.source) != nil {
+		if !now.named(name).of(c.source).none() {
 			return false
 		}
 	}
@@ -409,15 +468,15 @@ func (c *changeSet) endsAll(now *table) bool {
 }
 
 // noteShadowed keeps account of the names that several sources give.
-func (s *state) noteShadowed(name string, had, now *entry) {
-	is := now != nil && now.next != nil
-	if was := had != nil && had.next != nil; !is && !was {
+func (s *state) noteShadowed(name string, had, now entry) {
+	is := !now.none() && !now.below().none()
+	if was := !had.none() && !had.below().none(); !is && !was {
 		return
 	}
 	s.told.Lock()
 	defer s.told.Unlock()
 	if is {
-		s.shadowed[now.name()] = struct{}{}
+		s.shadowed[strings.Clone(name)] = struct{}{}
 	} else if delete(s.shadowed, name); len(s.shadowed) == 0 {
 		s.shadowed = make(map[string]struct{}) // a map does not give back what it has grown to
 	}
@@ -435,8 +494,8 @@ func (s *state) noteRejects(c *changeSet) {
 		*kept = rejects{names: make(map[string]struct{})}
 	}
 	if len(kept.names) > 0 {
-		for change := range c.changes.all {
-			delete(kept.names, change.name)
+		for name := range c.changes.names {
+			delete(kept.names, name)
 		}
 	}
 	for name := range c.keep {

@@ -47,6 +47,16 @@ func filled(t testing.TB, s *state, n int) {
 	}
 }
 
+// inOneShard returns names that are next to each other in the table.
+func inOneShard(n int) (names []string) {
+	for i := 0; len(names) < n; i++ {
+		if name := fmt.Sprintf("n%d.example.com", i); shardOf(hashOf(name)) == 7 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // TestApplyModel applies random change sets of all sources and compares the table, and every older one, with what plain
 // maps say.
 func TestApplyModel(t *testing.T) {
@@ -55,10 +65,7 @@ func TestApplyModel(t *testing.T) {
 	for i := range model {
 		model[i] = make(map[string]string)
 	}
-	names := []string{"*.example.com", "*.sub.example.com"}
-	for i := range 30 {
-		names = append(names, fmt.Sprintf("n%d.example.com", i))
-	}
+	names := append(inOneShard(30), "*.example.com", "*.sub.example.com")
 	serving := func() map[string]string {
 		all := make(map[string]string)
 		for rank := sources - 1; rank >= 0; rank-- {
@@ -147,7 +154,7 @@ func TestApplyModel(t *testing.T) {
 				wildcards++
 			}
 			var chain []sourceRank
-			for x := e; x != nil; x = x.next {
+			for x := e; !x.none(); x = x.below() {
 				chain = append(chain, x.source)
 				if _, ok := model[x.source][name]; !ok {
 					t.Fatalf("%s has an entry of %s", name, x.source.source())

@@ -40,7 +40,7 @@ func (c *changeSet) takesOutOfDate(d *domain.Domain) bool {
 	if c.restore {
 		return true
 	}
-	for e := c.owner.table.Load().named(d.Name); e != nil; e = e.next {
+	for e := c.owner.table.Load().named(d.Name); !e.none(); e = e.below() {
 		had := e.domain().Certificate
 		if had.ChainPEM == d.Certificate.ChainPEM && had.KeyPEM == d.Certificate.KeyPEM {
 			return true
@@ -83,14 +83,14 @@ func pairEndsOf(d *domain.Domain) epochTime {
 const takeOverBefore = 7 * 24 * time.Hour
 
 // wantsIssued reports whether a name is to have a certificate of the issuers now.
-func (e *entry) wantsIssued() bool {
+func (e entry) wantsIssued() bool {
 	return e.certificate == fromACME ||
 		e.certificate == fromTenantOrACME && e.pairEnds.time().Before(time.Now().Add(takeOverBefore))
 }
 
 // newPair reports whether a name has another pair of the tenant's than before, as far as its end tells.
 func (c *changed) newPair() bool {
-	return c.before != nil && c.now != nil && c.before.pairEnds != c.now.pairEnds
+	return !c.before.none() && !c.now.none() && c.before.pairEnds != c.now.pairEnds
 }
 
 // leafOfPEM returns the first certificate of a chain.
@@ -132,7 +132,7 @@ func (s *certificates) lookAtPairs(before noticed) noticed {
 	return after
 }
 
-func (s *certificates) logPairEnd(logger *zap.Logger, e *entry, notice int) {
+func (s *certificates) logPairEnd(logger *zap.Logger, e entry, notice int) {
 	d := e.domain()
 	fields := []zap.Field{
 		zap.String(keyDomain, d.Name), zap.String(keyTenant, d.Tenant),

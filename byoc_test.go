@@ -388,7 +388,7 @@ func TestPairOutOfDate(t *testing.T) {
 		if err := put(s, tt.source, tt.restore, tt.d); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
-		if got := s.table.Load().named("app.example.com") != nil; got != (tt.want == nil) {
+		if got := !s.table.Load().named("app.example.com").none(); got != (tt.want == nil) {
 			t.Errorf("%s: served: %v", tt.name, got)
 		}
 	}

@@ -164,21 +164,21 @@ func (s *certificates) follow(changes *changes) {
 	atOnce := changes.size <= followAtOnce
 	for c := range changes.all {
 		had, has := certNone, certNone
-		if c.before != nil {
+		if !c.before.none() {
 			had = c.before.certificate
 		}
-		if c.now != nil {
+		if !c.now.none() {
 			has = c.now.certificate
 		}
 		if had.issued() && (had != has || c.newPair()) {
-			s.orders.cancel(c.name)
-			s.known.forget(c.name)
-			s.memory.forget(c.name)
+			s.orders.cancel(c.name())
+			s.known.forget(c.name())
+			s.memory.forget(c.name())
 		}
 		if has.issued() && atOnce {
-			s.forgetMissing(c.name)
+			s.forgetMissing(c.name())
 			if c.now.wantsIssued() {
-				s.orders.want(c.name, c.now)
+				s.orders.want(c.name(), c.now)
 			}
 		}
 	}
@@ -270,7 +270,7 @@ func (s *certificates) fill(l *loading, now *issuing, name string, internal bool
 	case held != nil:
 		l.cert = held.cert
 		s.take(name, held, internal, true)
-	case e != nil && e.wantsIssued():
+	case !e.none() && e.wantsIssued():
 		s.orders.want(name, e)
 	}
 	s.mu.Lock()
@@ -355,7 +355,7 @@ func (s *certificates) take(name string, held *heldCert, internal, wanted bool) 
 		s.memory.put(name, held.cert)
 	}
 	// The domain may have gone meanwhile: then follow comes after this, or the table is changed already.
-	if e := s.owner.table.Load().named(name); e == nil || !internal && !e.wantsIssued() || internal != (e.certificate == fromInternal) {
+	if e := s.owner.table.Load().named(name); e.none() || !internal && !e.wantsIssued() || internal != (e.certificate == fromInternal) {
 		s.known.forget(name)
 		s.memory.forget(name)
 	}
@@ -374,6 +374,9 @@ const (
 
 // issued reports whether the certificate is one that we obtain.
 func (k certKind) issued() bool { return k == fromACME || k == fromInternal || k == fromTenantOrACME }
+
+// own reports whether the tenant has given a pair, whose private key is in the domain's JSON.
+func (k certKind) own() bool { return k == fromTenant || k == fromTenantOrACME }
 
 func certKindOf(d *domain.Domain) certKind {
 	switch d.Certificate.Source {

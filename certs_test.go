@@ -41,7 +41,7 @@ func keepPair(t testing.TB, st certmagic.Storage, issuer, name string, cert tls.
 func routed(t testing.TB, s *state, name string) *route {
 	t.Helper()
 	e := s.table.Load().named(name)
-	if e == nil {
+	if e.none() {
 		t.Fatalf("%s is not in the table", name)
 	}
 	return s.routeOf(e)

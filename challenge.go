@@ -96,7 +96,7 @@ func (i *issuing) challengeFor(ctx context.Context, name string) (challenge cert
 // obtains reports whether a certificate of a name may be wanted from the issuers.
 func (s *certificates) obtains(name string) bool {
 	e := s.owner.table.Load().named(name)
-	return e != nil && e.certificate != fromInternal && e.certificate.issued()
+	return !e.none() && e.certificate != fromInternal && e.certificate.issued()
 }
 
 // answerChallenge answers a request for a challenge of HTTP-01, or for our self-check. It reports false, and has

@@ -109,7 +109,7 @@ func (k *checker) open(s *state) {
 func (k *checker) follow(changes *changes) {
 	var ours []changed
 	for c := range changes.all {
-		if c.before != nil && c.before.checked || c.now != nil && c.now.checked {
+		if !c.before.none() && c.before.checked || !c.now.none() && c.now.checked {
 			ours = append(ours, c)
 		}
 	}
@@ -199,8 +199,8 @@ type wanted struct {
 }
 
 // wantedBy returns the checks that an entry asks for: none where no connection goes.
-func wantedBy(e *entry) (all []wanted) {
-	if e == nil || !e.checked {
+func wantedBy(e entry) (all []wanted) {
+	if e.none() || !e.checked {
 		return nil
 	}
 	d := e.domain()
@@ -216,22 +216,23 @@ func wantedBy(e *entry) (all []wanted) {
 
 // change takes up what became of one domain.
 func (k *checker) change(c changed) {
+	name := strings.Clone(c.name()) // it is part of something large, and stays
 	before, now := wantedBy(c.before), wantedBy(c.now)
 	for _, w := range now {
 		t := k.targets[w.key]
 		if t == nil {
-			t = k.add(w, c.name)
+			t = k.add(w, name)
 			for _, b := range before {
 				if old := k.targets[b.key]; b.key.upstream == w.key.upstream && b.key.check.Type == w.key.check.Type && old != nil {
 					k.inherit(t, old)
 				}
 			}
 		}
-		t.names[c.name] = struct{}{}
+		t.names[name] = struct{}{}
 	}
 	for _, b := range before {
 		if !slices.ContainsFunc(now, func(w wanted) bool { return w.key == b.key }) {
-			k.leave(b.key, c.name)
+			k.leave(b.key, name)
 		}
 	}
 }

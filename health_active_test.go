@@ -538,7 +538,7 @@ func TestHealthChecksEndWithState(t *testing.T) {
 }
 
 // entryFor makes the entry of a domain that checks upstreams.
-func entryFor(t *testing.T, name string, check domain.HealthCheck, dials ...string) *entry {
+func entryFor(t *testing.T, name string, check domain.HealthCheck, dials ...string) entry {
 	t.Helper()
 	d := &domain.Domain{Name: name, HealthCheck: &check}
 	for _, dial := range dials {
@@ -573,7 +573,7 @@ func TestHealthRiseAndFall(t *testing.T) {
 	)
 	h := healthAlone(t)
 	k := &h.checks
-	k.change(changed{"a.example.com", nil, entryFor(t, "a.example.com", domain.HealthCheck{Rise: 2, Fall: 3}, "10.0.0.1:1")})
+	k.change(changed{now: entryFor(t, "a.example.com", domain.HealthCheck{Rise: 2, Fall: 3}, "10.0.0.1:1")})
 	target := k.only(t)
 	for i, r := range results {
 		k.result(target, map[rune]error{
@@ -592,11 +592,11 @@ func TestHealthCheckChanges(t *testing.T) {
 	h := healthAlone(t)
 	k := &h.checks
 	const name = "a.example.com"
-	had := (*entry)(nil)
+	had := entry{}
 	change := func(check domain.HealthCheck, dials ...string) {
 		t.Helper()
 		now := entryFor(t, name, check, dials...)
-		k.change(changed{name, had, now})
+		k.change(changed{had, now})
 		had = now
 	}
 	fall := func(n int) domain.HealthCheck { return domain.HealthCheck{Fall: n} }
@@ -622,7 +622,7 @@ func TestHealthCheckChanges(t *testing.T) {
 		t.Error("another upstream is down from the start")
 	}
 	k.result(k.only(t), errors.New("no"))
-	k.change(changed{name, had, nil})
+	k.change(changed{before: had})
 	if _, total := h.unhealthy(1); total != 0 || len(k.targets)+len(k.waiting) != 0 {
 		t.Errorf("after the domain left there are %d targets, %d waiting, %d down", len(k.targets), len(k.waiting), total)
 	}
@@ -632,11 +632,11 @@ func TestHealthCheckChanges(t *testing.T) {
 func TestHealthChecksCombine(t *testing.T) {
 	h := healthAlone(t)
 	k := &h.checks
-	entries := make(map[string]*entry)
+	entries := make(map[string]entry)
 	targets := make(map[string]*target)
 	for i, name := range []string{"a.example.com", "b.example.com"} {
 		entries[name] = entryFor(t, name, domain.HealthCheck{Fall: 1, Rise: 1 + i}, "10.0.0.1:1")
-		k.change(changed{name, nil, entries[name]})
+		k.change(changed{now: entries[name]})
 		for _, target := range k.targets {
 			if target.name == name {
 				targets[name] = target
@@ -666,9 +666,9 @@ func TestHealthChecksCombine(t *testing.T) {
 	k.result(b, nil)
 	k.result(b, nil)
 	state("the other", true, "a.example.com")
-	k.change(changed{"a.example.com", entries["a.example.com"], nil})
+	k.change(changed{before: entries["a.example.com"]})
 	state("the other has left", false, "")
-	k.change(changed{"b.example.com", entries["b.example.com"], nil})
+	k.change(changed{before: entries["b.example.com"]})
 	if u.watch != nil {
 		t.Error("somebody checks it still")
 	}
@@ -683,7 +683,7 @@ func TestHealthChecksSpread(t *testing.T) {
 	var last time.Duration
 	for i := range 2 * spreadFully {
 		name := fmt.Sprintf("d%d.example.com", i)
-		k.change(changed{name, nil, entryFor(t, name, domain.HealthCheck{Interval: domain.Duration(interval)}, fmt.Sprintf("10.0.0.1:%d", i+1))})
+		k.change(changed{now: entryFor(t, name, domain.HealthCheck{Interval: domain.Duration(interval)}, fmt.Sprintf("10.0.0.1:%d", i+1))})
 		if i == 0 {
 			if due := time.Until(k.waiting[0].due); due > interval/spreadFully {
 				t.Errorf("the first of all is due in %s", due)

@@ -143,7 +143,7 @@ func (s *state) redirect(r *http.Request) (location string, ok bool) {
 		return "", false
 	}
 	e := s.table.Load().find(host)
-	if e == nil || s.routeOf(e).Suspended {
+	if e.none() || s.routeOf(e).Suspended {
 		return "", false
 	}
 	target, ok := targetOf(r)

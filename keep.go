@@ -63,12 +63,12 @@ func saveSet(store *keptset.Store, name string, meta keptset.Meta, t *table, sou
 		_, _ = out.WriteString(`{"domains":[`) // the writer remembers the first error
 		separator := ""
 		for e := range t.all {
-			if e = e.of(source); e == nil {
+			if e = e.of(source); e.none() {
 				continue
 			}
 			pace.Step()
 			_, _ = out.WriteString(separator)
-			_, _ = out.WriteString(e.body)
+			_, _ = out.WriteString(e.body())
 			separator = ","
 		}
 		_, _ = out.WriteString("]")

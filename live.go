@@ -160,10 +160,10 @@ func (s *state) enter(c *conn, r *route) bool {
 // period so that their clients do not all come back at once.
 func (s *state) endAffected(changes *changes) {
 	for change := range changes.all {
-		if change.before == nil {
+		if change.before.none() {
 			continue
 		}
-		for _, c := range s.live.of(change.name) {
+		for _, c := range s.live.of(change.name()) {
 			s.endIfAffected(c)
 		}
 	}
@@ -190,7 +190,7 @@ func (s *state) affected(c *conn) endReason {
 		return ""
 	}
 	e := s.table.Load().named(had.Name)
-	if e == nil {
+	if e.none() {
 		return reasonDomainRemoved
 	}
 	switch now := s.routeOf(e); {

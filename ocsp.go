@@ -163,10 +163,10 @@ func (s *staples) tend() {
 func (s *staples) served(st *staple) bool {
 	e := s.certs.owner.table.Load().named(st.name)
 	switch {
-	case e == nil:
+	case e.none():
 		return false
 	case st.source.own:
-		return e.pairEnds != 0 && e.route.Load().sameLeaf(st.leaf)
+		return e.pairEnds != 0 && e.route().sameLeaf(st.leaf)
 	}
 	cert := s.certs.memory.peek(st.name)
 	return cert != nil && cert.Leaf.Equal(st.leaf)
@@ -241,7 +241,7 @@ func (s *staples) answered(st *staple, answer *stapleAnswer, err error) {
 		return
 	}
 	logger.Error("a certificate has been revoked by its CA", fields...)
-	if e := s.certs.owner.table.Load().named(st.name); e != nil && e.wantsIssued() {
+	if e := s.certs.owner.table.Load().named(st.name); !e.none() && e.wantsIssued() {
 		s.certs.orders.want(st.name, e)
 	}
 }

@@ -86,7 +86,7 @@ func (o *orders) has(name string) bool {
 }
 
 // want has a certificate obtained or renewed for a name that e serves, unless that is on its way.
-func (o *orders) want(name string, e *entry) {
+func (o *orders) want(name string, e entry) {
 	tenant := e.domain().Tenant
 	o.mu.Lock()
 	defer o.mu.Unlock()

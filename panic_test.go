@@ -26,7 +26,9 @@ func TestPanicInConnection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spoilt := whole
 			spoil(&spoilt)
-			s.table.Load().named("app.example.com").route.Store(&spoilt)
+			served := s.table.Load().named("app.example.com")
+			served.forget()
+			served.keep(&spoilt)
 			conn, err := tls.Dial("tcp", e.addr, e.client("app.example.com"))
 			if err == nil {
 				_, err = io.ReadAll(conn)

@@ -189,7 +189,7 @@ func TestReloads(t *testing.T) {
 		}
 		e.load(fmt.Sprintf("limits {\ngrace_period %ds\n}\ndomain app.example.com {\n%s}\n%s", 20+i%2, upstream, extra))
 		s := stateInForce(t)
-		if has := s.table.Load().find("b.example.com") != nil; has != (i%2 == 1) || s.settings.Load().limits.GracePeriod != caddy.Duration(20+i%2)*caddy.Duration(time.Second) {
+		if has := !s.table.Load().find("b.example.com").none(); has != (i%2 == 1) || s.settings.Load().limits.GracePeriod != caddy.Duration(20+i%2)*caddy.Duration(time.Second) {
 			t.Fatalf("reload %d is not in force", i)
 		}
 	}

@@ -62,7 +62,7 @@ func (s *certificates) askWhen(name string) {
 		now.logger.Error("keeping when a certificate is to be renewed", zap.String(keyDomain, name), zap.Error(err))
 	}
 	s.known.look(name, held.nextLook(time.Now()))
-	if e := s.owner.table.Load().named(name); e != nil && e.wantsIssued() && held.due(time.Now()) {
+	if e := s.owner.table.Load().named(name); !e.none() && e.wantsIssued() && held.due(time.Now()) {
 		s.orders.want(name, e)
 	}
 }

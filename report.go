@@ -3,6 +3,7 @@ package pqproxy
 import (
 	"context"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,12 +159,12 @@ func (r *reporter) applying(c *changeSet) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for change := range c.changes.all {
+	for name := range c.changes.names {
 		if r.touchedAll = r.touchedAll || len(r.touched) >= touchedNames; r.touchedAll {
 			r.touched = nil
 			return
 		}
-		r.touched = append(r.touched, change.name)
+		r.touched = append(r.touched, strings.Clone(name))
 	}
 }
 

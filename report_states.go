@@ -171,7 +171,7 @@ type certificateNow struct {
 func (t *toldStates) lookAt(name string) (now certificateNow, changed bool) {
 	told, known := t.names[name]
 	e := t.owner.table.Load().named(name)
-	if e == nil || e.source != rankRemote { // it has left, or another source shadows it
+	if e.none() || e.source != rankRemote { // it has left, or another source shadows it
 		return certificateNow{wire: edgereport.CertificateState{Name: name, State: edgereport.CertificateGone}}, known
 	}
 	d := &domain.Domain{Name: name, Certificate: domain.Certificate{Source: domain.ACME}}
@@ -207,13 +207,13 @@ const spreadLooks = 128
 
 // cheap digests what the state of a tenant's own certificate depends on, as far as that can be had without reading the
 // certificate: that takes longer than all else.
-func (t *toldStates) cheap(e *entry, name string) uint64 {
+func (t *toldStates) cheap(e entry, name string) uint64 {
 	if hash := hashOf(name); uint32(hash)%spreadLooks == t.scan%spreadLooks {
 		return hash | 1<<63 | uint64(t.scan) // like no other
 	}
 	var h maphash.Hash
 	h.SetSeed(nameSeed)
-	route := e.route.Load()
+	route := e.route()
 	known, _ := t.owner.certs.known.of(name)
 	maphash.WriteComparable(&h, struct {
 		epoch   uint64
@@ -247,7 +247,7 @@ func (t *toldStates) lookAtAll() {
 	}
 	for name := range t.names {
 		t.pace.Step()
-		if e := table.named(name); e == nil || e.source != rankRemote {
+		if e := table.named(name); e.none() || e.source != rankRemote {
 			t.newNames = append(t.newNames, name)
 		}
 	}
@@ -278,7 +278,7 @@ func (s *state) refusedRemote() map[string]edgereport.Rejected {
 	all := make(map[string]edgereport.Rejected, len(names))
 	table := s.table.Load()
 	for _, name := range shadowed {
-		if e := table.named(name); e != nil && e.source != rankRemote && e.of(rankRemote) != nil {
+		if e := table.named(name); !e.none() && e.source != rankRemote && !e.of(rankRemote).none() {
 			all[name] = edgereport.Rejected{Name: name, Field: "name", Detail: "this edge has a domain of this name from another source, " + string(e.source.source()) + ", which comes first"}
 		}
 	}
@@ -302,7 +302,7 @@ func (t *toldStates) lookAtUpstreams() {
 	now := make(map[upstreamName]bool, len(list))
 	t.newUpstreams = nil
 	for _, u := range list {
-		if e := table.named(u.Domain); e == nil || e.source != rankRemote || len(u.Dial) > edgereport.MaxDial {
+		if e := table.named(u.Domain); e.none() || e.source != rankRemote || len(u.Dial) > edgereport.MaxDial {
 			continue
 		}
 		key, text := upstreamName{u.Domain, u.Dial}, cutText(u.Error, edgereport.MaxText)

@@ -213,7 +213,7 @@ func TestRejectedRetried(t *testing.T) {
 			_, _ = io.WriteString(w, numbered(revision, 0, "", a, b))
 		})
 	}
-	served := func() bool { return inForce.Load().table.Load().named("b.example.com") != nil }
+	served := func() bool { return !inForce.Load().table.Load().named("b.example.com").none() }
 	serve(3)
 	m.want(syncApplied, "")
 	m.want(syncUnchanged, "")
@@ -591,7 +591,7 @@ func TestTableGivenBack(t *testing.T) {
 	}
 	filled(t, s, 1000)
 	for i := range 1000 {
-		if d := typical(i); s.table.Load().find(d.Name) == nil {
+		if d := typical(i); s.table.Load().find(d.Name).none() {
 			t.Fatalf("%s is missing", d.Name)
 		}
 	}

@@ -31,28 +31,24 @@ type route struct {
 var epochs atomic.Uint64
 
 // routeOf returns the route of an entry, compiling it for the first who asks.
-func (s *state) routeOf(e *entry) *route {
-	if r := e.route.Load(); r != nil {
+func (s *state) routeOf(e entry) *route {
+	if r := e.route(); r != nil {
 		return r
 	}
-	r := s.compile(e)
-	if !e.route.CompareAndSwap(nil, r) {
-		return e.route.Load() // somebody else was first
-	}
-	return r
+	return e.keep(s.compile(e))
 }
 
 // routeFor returns the route of a host name in normal form, or nil.
 func (s *state) routeFor(host string) *route {
 	t := s.table.Load()
 	e := t.likely(host)
-	if e == nil {
+	if e.none() {
 		return nil
 	}
 	if r := s.routeOf(e); r.covers(host) {
 		return r
 	}
-	if e = t.find(host); e == nil { // another name of the same hash
+	if e = t.find(host); e.none() { // another name of the same hash
 		return nil
 	}
 	return s.routeOf(e)
@@ -69,7 +65,7 @@ func (r *route) covers(host string) bool {
 
 // compile makes the route of an entry. The record was checked when it was applied, so that nothing is left to fail
 // but a pair or a CA that this process takes for good no longer.
-func (s *state) compile(e *entry) *route {
+func (s *state) compile(e entry) *route {
 	d := e.domain()
 	r := &route{Domain: d, source: e.source.source(), epoch: e.epoch, policy: groupPolicies[d.PostQuantum]}
 	if d.Certificate.Source == domain.BYOC {

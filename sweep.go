@@ -70,13 +70,12 @@ func (s *certificates) sweepForever() {
 func (s *certificates) sweepOn(at *int, most time.Duration) (all bool) {
 	var pace pace.Pace
 	for begun := time.Now(); *at < tableShards; {
-		for _, slot := range s.owner.table.Load().shards[*at].slots {
+		for e := range s.owner.table.Load().shards[*at].all {
 			if s.ctx.Err() != nil {
 				return false
 			}
 			pace.Step()
-			switch e := slot.e; {
-			case e == nil:
+			switch {
 			case e.wantsIssued():
 				s.look(e)
 			case e.certificate == fromInternal:
@@ -93,7 +92,7 @@ func (s *certificates) sweepOn(at *int, most time.Duration) (all bool) {
 
 // look sees whether a name has a certificate in storage that needs no renewal, and has it obtained or renewed
 // otherwise.
-func (s *certificates) look(e *entry) {
+func (s *certificates) look(e entry) {
 	name, at := e.name(), time.Now()
 	if s.orders.has(name) || !s.known.lookDue(name, at) && !s.revoked(name) {
 		return

@@ -23,8 +23,8 @@ type Pace struct {
 
 const (
 	few     = 4096
-	stretch = 200 * time.Microsecond
-	look    = 16 // steps between looks at the clock
+	stretch = 60 * time.Microsecond
+	look    = 4  // steps between looks at the clock
 )
 
 // Step is called for each piece of the work, of some microseconds.
@@ -46,7 +46,7 @@ func (p *Pace) Step() {
 	}
 }
 
-// Body returns what gives way while a document is received: after each stretch of 256 KiB or so.
+// Body returns what gives way while a document is received: after each stretch of 64 KiB or so.
 func Body() func() {
 	pieces := 0
 	return func() {
