@@ -83,6 +83,8 @@ var cells = func() []lab.Cell {
 			{Key: "ten_most_ms", Unit: "ms, longest with ten domains"},
 			{Key: "sweep_cores", Unit: "cores used during a sweep"},
 			{Key: "ten_cores", Unit: "cores used with ten domains"},
+			{Key: "sweep_stolen_cores", Unit: "cores wanted that other machines of the host had (steal), during a sweep"},
+			{Key: "ten_stolen_cores", Unit: "the same with ten domains"},
 			{Key: "looked_per_s", Unit: "names that the sweep looks at in a second"},
 			{Key: "sweep_min", Unit: "minutes for a whole sweep, reckoned from that"},
 			{Key: "orders", Unit: "orders waiting or failed at the end of a round"},

@@ -81,6 +81,8 @@ var cells = func() []lab.Cell {
 			{Key: "apply_cpu_s", Unit: "CPU s of a round while sets are applied"},
 			{Key: "idle_cpu_s", Unit: "CPU s of a round with nothing beside"},
 			{Key: "apply_count", Unit: "handshakes of a round while sets are applied"},
+			{Key: "apply_stolen_cores", Unit: "cores wanted that other machines of the host had (steal), while sets are applied"},
+			{Key: "idle_stolen_cores", Unit: "the same with nothing beside"},
 			{Key: "failed", Unit: "handshakes failed", Limit: lab.AtMost(0), Most: true},
 			{Key: "pause_most_ms", Unit: "ms, longest stop of the world meanwhile"},
 		}})

@@ -66,7 +66,7 @@ type size struct {
 
 var (
 	fullSize = size{
-		FullSets: 3, HandshakeRate: 100, HandshakeSecs: 10, HandshakeRound: 3, Deltas: 20, DeltaDomains: 1000, LookupCount: 5,
+		FullSets: 3, HandshakeRate: 100, HandshakeSecs: 10, HandshakeRound: 5, Deltas: 20, DeltaDomains: 1000, LookupCount: 5,
 		Conns: 1000, Names: 100, FrameMillis: 250, VisitRate: 20, QuietSecs: 10, ChangeSecs: 60,
 		Steps: 100, StepDelta: 50, StepSingle: 30, StepPatch: 20, Resyncs: 20, Reloads: 10, LiveDomains: 20_000,
 		RouteChanges: 200, RouteSecs: 60, OtherRoutes: 1000,

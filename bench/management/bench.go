@@ -150,7 +150,7 @@ type usage struct {
 	at     time.Time
 	plane  lab.CPUTime
 	server time.Duration
-	stolen time.Duration
+	stolen lab.Steal
 }
 
 func (s *site) usageNow() (u usage, err error) {
@@ -158,7 +158,7 @@ func (s *site) usageNow() (u usage, err error) {
 	if u.plane, err = s.plane.CPUNow(); err != nil {
 		return u, err
 	}
-	if u.stolen, err = stolenTime(); err != nil {
+	if u.stolen, err = lab.StealNow(); err != nil {
 		return u, err
 	}
 	u.server, err = s.db.cpu()
@@ -175,7 +175,9 @@ func (u usage) cores(s *site, values map[string]float64) error {
 	if used, err := now.plane.Since(u.plane); err == nil { // else a thread has ended and took its time with it
 		values["plane_cores"] = used.Seconds() / seconds
 	}
-	values["stolen_cores"] = (now.stolen - u.stolen).Seconds() / seconds
+	if values["stolen_cores"], err = u.stolen.Cores(); err != nil {
+		return err
+	}
 	if s.db.server != nil {
 		values["server_cores"] = (now.server - u.server).Seconds() / seconds
 	}

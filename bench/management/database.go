@@ -18,6 +18,7 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
 	_ "modernc.org/sqlite"             // the driver sqlite
 
+	"github.com/pqproxy/caddy-pqproxy/bench/internal/lab"
 	"github.com/pqproxy/caddy-pqproxy/internal/pgtest"
 	"github.com/pqproxy/caddy-pqproxy/management/store"
 )
@@ -201,9 +202,6 @@ func (d *database) size(ctx context.Context) (bytes int64, err error) {
 	return bytes, err
 }
 
-// ticks is the unit of /proc/PID/stat: USER_HZ, which is 100 on all that Linux runs on (proc_pid_stat(5)).
-const ticks = 10 * time.Millisecond
-
 // cpu returns what PostgreSQL's processes have used so far; of SQLite nothing, it is in the management plane's.
 func (d *database) cpu() (used time.Duration, err error) {
 	if d.server == nil {
@@ -236,29 +234,6 @@ func (d *database) cpu() (used time.Duration, err error) {
 	return used, nil
 }
 
-// stolenTime returns how long processors had something to do while the host had them do something else; all processors together.
-func stolenTime() (time.Duration, error) {
-	content, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	return parseStolen(string(content))
-}
-
-// parseStolen returns the 8th figure of the first line of /proc/stat (proc_stat(5)).
-func parseStolen(stat string) (time.Duration, error) {
-	line, _, _ := strings.Cut(stat, "\n")
-	fields := strings.Fields(line)
-	if len(fields) < 9 || fields[0] != "cpu" {
-		return 0, fmt.Errorf("malformed stat %q", line)
-	}
-	n, err := strconv.Atoi(fields[8])
-	if err != nil {
-		return 0, fmt.Errorf("malformed stat %q: %w", line, err)
-	}
-	return time.Duration(n) * ticks, nil
-}
-
 // parseTimes returns fields 1, 4, 14 with 15 and 16 with 17 of /proc/PID/stat: user and system time, of the process and of
 // children that it has waited for. The name of the program may hold spaces and parentheses.
 func parseTimes(stat string) (pid, parent int, own, waited time.Duration, err error) {
@@ -276,5 +251,5 @@ func parseTimes(stat string) (pid, parent int, own, waited time.Duration, err er
 			return 0, 0, 0, 0, fmt.Errorf("malformed stat %q: %w", stat, err)
 		}
 	}
-	return numbers[0], numbers[1], time.Duration(numbers[2]+numbers[3]) * ticks, time.Duration(numbers[4]+numbers[5]) * ticks, nil
+	return numbers[0], numbers[1], time.Duration(numbers[2]+numbers[3]) * lab.Ticks, time.Duration(numbers[4]+numbers[5]) * lab.Ticks, nil
 }

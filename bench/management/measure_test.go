@@ -261,17 +261,6 @@ func TestParseTimes(t *testing.T) {
 	}
 }
 
-func TestParseStolen(t *testing.T) {
-	if got, err := parseStolen("cpu  1 2 3 4 5 6 7 250 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n"); err != nil || got != 2500*time.Millisecond {
-		t.Errorf("parseStolen = %v, %v", got, err)
-	}
-	for _, bad := range []string{"", "cpu 1 2 3 4 5 6 7", "cpu 1 2 3 4 5 6 7 many 9", "cpu0 1 2 3 4 5 6 7 8 9 10"} {
-		if _, err := parseStolen(bad); err == nil {
-			t.Errorf("%q: no error", bad)
-		}
-	}
-}
-
 func TestParsePeak(t *testing.T) {
 	if got, err := parsePeak("Name:\tpqproxy\nVmHWM:\t  204800 kB\nVmRSS:\t 1024 kB\n"); err != nil || got != 200 {
 		t.Errorf("parsePeak = %v, %v", got, err)
