@@ -41,8 +41,8 @@ type piece struct {
 
 // A piece has at most so many entries, or so many bytes of JSON if that is more than one.
 const (
-	pieceEntries = 64
-	pieceText    = 24 << 10
+	pieceEntries = 128
+	pieceText    = 48 << 10
 )
 
 func newPiece(entries, text int) *piece {

@@ -9,10 +9,10 @@ import (
 )
 
 // tableShards is into how many parts the table is split. A change copies the shards that it touches and the array of
-// them (256 KiB), so that a thousand changes to a million domains do not cost what the million does.
+// them (112 KiB), so that a thousand changes to a million domains do not cost what the million does.
 const tableShards = 1 << shardBits
 
-const shardBits = 12
+const shardBits = 11
 
 // table is all domains. It is immutable: apply builds the next one and swaps it.
 type table struct {

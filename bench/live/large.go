@@ -396,7 +396,7 @@ func (l *large) measureHandshakes() error {
 }
 
 // phaseTries is how often a phase is measured while other machines of the host are in the way.
-const phaseTries = 6
+const phaseTries = 4
 
 // handshakePhase is what handshakes were like for some seconds.
 type handshakePhase struct {

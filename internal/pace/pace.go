@@ -15,16 +15,16 @@ import (
 // work it waits for a byte in a pipe, as a connection waits for its peer: the scheduler then looks at the network, finds
 // all that is ready there, and the byte.
 type Pace struct {
-	Free int // steps that are done at once, before it begins to give way; 0: 4096, which is nothing to speak of; -1: none
+	Free int // steps that are done at once, before it begins to give way; 0: 128, which is nothing to speak of; -1: none
 
 	steps int
 	since time.Time // when the present stretch of work began
 }
 
 const (
-	few     = 4096
+	few     = 128
 	stretch = 60 * time.Microsecond
-	look    = 4  // steps between looks at the clock
+	look    = 4 // steps between looks at the clock
 )
 
 // Step is called for each piece of the work, of some microseconds.
