@@ -133,7 +133,7 @@ func (m *Management) provision() error {
 		fault("url", err)
 	}
 	faults = append(faults, m.provisionReports(address)...)
-	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: pace.Body()}
+	m.config = feed.Config{URL: address, MaxBody: m.MaxBody, UserAgent: userAgent(), Token: m.token, Pace: pace.GiveWay}
 	state := sha256.New()
 	for _, file := range m.VerifyKeys {
 		key, err := feedsig.ReadPublicKey(file)

@@ -46,16 +46,6 @@ func (p *Pace) Step() {
 	}
 }
 
-// Body returns what gives way while a document is received: after each stretch of 64 KiB or so.
-func Body() func() {
-	pieces := 0
-	return func() {
-		if pieces++; pieces%look == 0 {
-			GiveWay()
-		}
-	}
-}
-
 // paced is the pipe of GiveWay, which the process keeps.
 var paced struct {
 	sync.Mutex
