@@ -55,10 +55,13 @@ func (b *bench) measureHandshakes() error {
 			if kind == setStored || kind == setTable {
 				s = b.sets[kind]
 			}
+			var faults []error // of all tries
 			ph, _, err := lab.Calmest(phaseTries, func() (phase, float64, error) {
 				ph, err := b.measurePhase(s)
+				faults = append(faults, ph.faults...)
 				return ph, ph.stolen, err
 			})
+			ph.faults = faults
 			if err != nil {
 				return fmt.Errorf("handshakes with set %s: %w", s.name, err)
 			}

@@ -370,6 +370,7 @@ func (l *large) measureHandshakes() error {
 				if ph, stolen, err = l.handshakesDuring(phase == "apply"); err != nil {
 					return ph, 0, err
 				}
+				faults = append(faults, ph.faults...) // those of all tries
 				after, err := l.proxy.Memstats()
 				ph.pauses = after.PausesSince(heap)
 				return ph, stolen, err
@@ -382,7 +383,6 @@ func (l *large) measureHandshakes() error {
 			values[phase+"_p50_ms"], values[phase+"_p99_ms"] = lab.PercentileOf(ph.times, 50), lab.PercentileOf(ph.times, 99)
 			values[phase+"_most_ms"] = lab.PercentileOf(ph.times, 100)
 			values[phase+"_count"] = float64(len(ph.times))
-			faults = append(faults, ph.faults...)
 			if phase == "apply" {
 				addPauses(values, ph.pauses)
 			}
